@@ -1,0 +1,519 @@
+"""The command line: arguments, exit codes, and the only place that wires things together.
+
+Exit codes: 0 all is well; 1 an image failed, or check found an error; 2 usage, configuration or list invalid; 3 the
+repository or the machine stopped us; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Annotated, Any, NoReturn
+
+import typer
+
+from cvmfs_sync import __version__
+from cvmfs_sync.config import Config, load
+from cvmfs_sync.console import (
+    Bars,
+    document,
+    human_size,
+    print_error,
+    print_json,
+    print_table,
+    set_up_logging,
+)
+from cvmfs_sync.cycle import Context, CycleReport, Failed, Plan, Publish, Relink, Unchanged, plan, sync
+from cvmfs_sync.errors import ConfigurationError, CvmfsSyncError, UsageError
+from cvmfs_sync.fetch import Spool, fetching
+from cvmfs_sync.flatten import Placement, Sink, Transform, flatten
+from cvmfs_sync.image import ResolvedImage
+from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.imagelist import load as load_list
+from cvmfs_sync.layout import Layout, runnable
+from cvmfs_sync.ports import Repository
+from cvmfs_sync.publish import Recipe, published
+from cvmfs_sync.reference import ImageName, Platform, parse_image
+from cvmfs_sync.registry import LayoutSource, RegistrySettings, RegistrySource
+from cvmfs_sync.repository import CvmfsRepository, DirectoryRepository
+from cvmfs_sync.resolve import Sources, resolve, source_digest
+from cvmfs_sync.rootfs import SANDBOX, DirectorySink, exact_policy, os_errors, remove_tree
+from cvmfs_sync.sandbox import furnish
+from cvmfs_sync.squash import OutOfOrder, TarSink
+from cvmfs_sync.state import State, instance
+from cvmfs_sync.status import ImageStatus, image_status
+from cvmfs_sync.tar import Limits
+
+__all__ = ["app", "main"]
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    help="Keep a CernVM-FS repository in step with a list of container images.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_INTERRUPTED = 130
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", envvar="CVMFS_SYNC_CONFIG", help="Configuration file.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+InsecureOption = Annotated[bool, typer.Option("--insecure", help="Talk plain HTTP to the image's registry.")]
+PlatformOption = Annotated[str, typer.Option("--platform", help="os/architecture[/variant] to choose from an index.")]
+ImagesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Only these images of the list.", show_default=False)
+]
+_DEFAULT_CONFIG = Path("cvmfs-sync.yaml")
+_DEFAULT_PLATFORM = str(Platform())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(args=arguments or sys.argv[1:] or ["--help"], standalone_mode=False)
+    except CvmfsSyncError as error:
+        print_error(error)
+        return error.exit_code
+    except typer.Abort:
+        return _INTERRUPTED
+    except typer.TyperException as error:
+        sys.stderr.write(f"cvmfs-sync: {error.format_message()}\n  to do:    see cvmfs-sync --help\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("cvmfs-sync: interrupted; what was published before stays\n")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing more can be said on stdout, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"cvmfs-sync {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log each unit of work; twice: each step.")
+    ] = 0,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    set_up_logging(verbose=verbose)
+
+
+@app.command("check")
+def _check(
+    image_list: Annotated[Path, typer.Argument(metavar="LIST", help="An image-list.yaml.")],
+    json_output: JsonOption = False,
+) -> int:
+    """Validate an image list; all its errors are reported at once."""
+    wishes = load_list(image_list, today=_now().date())
+    if json_output:
+        problems = [
+            {"file": p.file, "line": p.line, "where": p.where, "severity": p.severity, "message": p.message}
+            for p in wishes.problems
+        ]
+        print_json({"valid": not wishes.errors, "images": len(wishes.wishes), "problems": problems})
+    else:
+        for problem in wishes.problems:
+            sys.stdout.write(f"{problem}\n")
+        state = f"{len(wishes.errors)} errors" if wishes.errors else "valid"
+        sys.stdout.write(f"{image_list}: {state}, {len(wishes.wishes)} images, {len(wishes.warnings)} warnings\n")
+    return 1 if wishes.errors else 0
+
+
+@app.command("plan")
+def _plan(config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = False) -> int:
+    """Print what sync would do; changes nothing."""
+    settings = _load(config)
+    wishes = _wishes(settings)
+    with _context(settings) as context:
+        decided = plan(context, wishes)
+    steps = [_step_document(step) for step in decided.steps]
+    if json_output:
+        print_json({"steps": steps, "expired": [str(wish) for wish in decided.expired]})
+    else:
+        print_table(
+            ("action", "image", "digest", "download", "reason"),
+            [
+                (
+                    s["action"],
+                    s["image"],
+                    _short(s["digest"]),
+                    human_size(s["bytes"]) if s["bytes"] else "-",
+                    s["reason"],
+                )
+                for s in steps
+            ],
+            caption=_plan_summary(decided),
+        )
+    return 1 if any(isinstance(step, Failed) for step in decided.steps) else 0
+
+
+@app.command("sync")
+def _sync(
+    images: ImagesArgument = None, config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = False
+) -> int:
+    """Publish what the list asks for, once."""
+    settings = _load(config)
+    wishes = _wishes(settings)
+    only = [parse_image(image) for image in images or ()]
+    with instance(settings.state_dir), _context(settings) as context:
+        report = sync(context, wishes, only)
+    if json_output:
+        print_json(_report_document(report))
+    else:
+        _print_report(report)
+    if report.stopped is not None and json_output:
+        print_error(report.stopped)
+    return report.exit_code
+
+
+@app.command("status")
+def _status(
+    images: ImagesArgument = None, config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = False
+) -> int:
+    """Show which images are there, at which digest, and why others are not; asks no registry."""
+    settings = _load(config)
+    wishes = _wishes(settings)
+    only = [parse_image(image) for image in images or ()]
+    repository = _repository(settings)
+    with State(settings.state_dir) as state:
+        statuses = image_status(repository, _recipe(settings).layout, state, wishes, only)
+    if json_output:
+        print_json({"images": [_status_document(repository, status) for status in statuses]})
+    else:
+        print_table(
+            ("state", "image", "digest", "published", "path"),
+            [
+                (
+                    s.state,
+                    s.image,
+                    _short(s.digest),
+                    _minutes(s.published_at),
+                    str(repository.root / s.link) if s.digest else "-",
+                )
+                for s in statuses
+            ],
+        )
+        for status in statuses:
+            if status.failure is not None:
+                sys.stdout.write(
+                    f"{status.image}: failed {status.failure.count} time(s) since "
+                    f"{_minutes(status.failure.since.isoformat())}: {status.failure.reason}\n"
+                )
+    return 0
+
+
+@app.command("where")
+def _where(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image, as in the list.")],
+    config: ConfigOption = _DEFAULT_CONFIG,
+) -> int:
+    """Print the path to run an image from, or where else to get it if it is not published."""
+    settings = _load(config)
+    name = parse_image(image)
+    layout = _recipe(settings).layout
+    repository = _repository(settings)
+    link = layout.link(name)
+    there = published(repository, layout, link) is not None
+    sys.stdout.write(f"{repository.root / link if there else runnable(name)}\n")
+    return 0
+
+
+@app.command("unpack")
+def _unpack(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image reference, or oci:DIR[:tag].")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A directory that is empty or not there.")],
+    insecure: InsecureOption = False,
+    platform: PlatformOption = _DEFAULT_PLATFORM,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Add what Apptainer needs, as sync does, and readable modes.")
+    ] = False,
+) -> int:
+    """Unpack one image into a directory; needs no repository and no configuration."""
+    name = parse_image(image)
+    destination = Path(os.path.abspath(destination))
+    _require_empty(destination)
+    staging = destination.parent / f".{destination.name}.cvmfs-sync-{os.getpid()}"
+    with os_errors(f"to {destination}"):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir(mode=0o700)
+        try:
+            tree = staging / "tree"
+            tree.mkdir()
+            with DirectorySink(tree, SANDBOX if sandbox else exact_policy()) as sink:
+                _flatten(name, Platform.parse(platform), insecure, Spool(staging / "spool"), sink, sandbox=sandbox)
+            # A directory without write permission can't be moved by an ordinary user: its `..` changes.
+            mode = tree.stat().st_mode
+            tree.chmod(0o700)
+            tree.rename(destination)
+            destination.chmod(mode)
+        finally:
+            remove_tree(staging)
+    return 0
+
+
+@app.command("squash")
+def _squash(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image reference, or oci:DIR[:tag].")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write; stdout if not given.")
+    ] = None,
+    insecure: InsecureOption = False,
+    platform: PlatformOption = _DEFAULT_PLATFORM,
+) -> int:
+    """Write one image as one flat tar archive."""
+    name = parse_image(image)
+    if output is None and sys.stdout.isatty():
+        raise UsageError("a tar archive is not for a terminal", todo="redirect stdout, or name a file with -o")
+    # Layers may be large and /tmp may be memory.
+    temporary = tempfile.TemporaryDirectory(prefix="cvmfs-sync-", dir=os.environ.get("TMPDIR", "/var/tmp"))  # noqa: S108
+    with temporary as directory, _output(output) as stream:
+        start = stream.tell() if stream.seekable() else None
+        flat = partial(_flatten, name, Platform.parse(platform), insecure, Spool(Path(directory)), sandbox=False)
+        try:
+            flat(TarSink(stream))
+        except OutOfOrder:
+            if start is None:
+                raise
+            stream.seek(start)
+            stream.truncate()
+            flat(TarSink(stream, Placement.NEVER))
+    return 0
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[IO[bytes]]:
+    """A stream to write to. A file gets its name when it is whole."""
+    if path is None:
+        with open(sys.stdout.fileno(), "wb", buffering=1 << 20, closefd=False) as stream:
+            yield stream
+        return
+    partial_path = path.with_name(f".{path.name}.cvmfs-sync-{os.getpid()}")
+    with os_errors(f"to {path}"):
+        try:
+            with partial_path.open("xb", buffering=1 << 20) as stream:
+                yield stream
+            partial_path.rename(path)
+        finally:
+            partial_path.unlink(missing_ok=True)
+
+
+def _flatten(
+    name: ImageName, platform: Platform, insecure: bool, spool: Spool, sink: Sink, *, sandbox: bool
+) -> ResolvedImage:
+    """Resolve, fetch and flatten one image; layers are flattened while others are on their way."""
+    settings = RegistrySettings(insecure=insecure)
+    with ExitStack() as stack:
+        registry = RegistrySource({}, default=settings)
+        stack.callback(registry.close)
+        sources = Sources(registry, LayoutSource())
+        progress = stack.enter_context(Bars())
+        image = resolve(name, source_digest(name, sources), platform, sources)
+        transform: Transform | None = partial(furnish, config=image.config) if sandbox else None
+        progress.start(f"flattening {name}", 2 * image.compressed_size)
+        layers = stack.enter_context(fetching(image, sources, spool, progress))
+        flatten(layers, sink, transform=transform, progress=progress)
+    return image
+
+
+def _require_empty(destination: Path) -> None:
+    if not os.path.lexists(destination):
+        return
+    if destination.is_symlink() or not destination.is_dir():
+        raise UsageError(f"{destination} is not a directory", expected="a directory that is empty or not there")
+    if any(destination.iterdir()):
+        raise UsageError(f"{destination} is not empty", expected="a directory that is empty or not there")
+    if os.path.ismount(destination):
+        raise UsageError(f"{destination} is a mount point", todo="name a directory below it")
+
+
+def _load(path: Path) -> Config:
+    return load(path, os.environ)
+
+
+def _wishes(config: Config) -> ImageList:
+    if isinstance(config.image_list, str):
+        raise ConfigurationError(
+            "image_list: lists from a URL are not supported yet", found=config.image_list, expected="a path"
+        )
+    path = config.image_list
+    return load_list(path, today=_now().date()).require_valid()
+
+
+def _recipe(config: Config) -> Recipe:
+    return Recipe(
+        Layout(config.layout),
+        tuple(str(point) for point in config.sandbox.bind_points),
+        replace(
+            Limits(),
+            **{name: value if value is not None else sys.maxsize for name, value in config.limits.given().items()},
+        ),
+    )
+
+
+def _repository(config: Config) -> Repository:
+    options = config.repository
+    if options.backend == "cvmfs":
+        assert options.name is not None  # noqa: S101 - the configuration's model sees to it
+        return CvmfsRepository(
+            options.name,
+            journal=config.state_dir / f"transaction-{options.name}.json",
+            root=options.root,
+            spool=options.spool,
+            wait=options.wait,
+        )
+    return DirectoryRepository(options.root, wait=options.wait)
+
+
+@contextmanager
+def _context(config: Config) -> Iterator[Context]:
+    settings = {
+        host: RegistrySettings(options.insecure, options.requests_per_second, options.concurrency)
+        for host, options in config.registries.items()
+    }
+    with ExitStack() as stack:
+        registry = RegistrySource(settings)
+        stack.callback(registry.close)
+        state = stack.enter_context(State(config.state_dir))
+        bars = stack.enter_context(Bars())
+        yield Context(
+            _repository(config), Sources(registry, LayoutSource()), _recipe(config), state,
+            Spool(config.spool_dir), _now, bars,
+        )  # fmt: skip
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _short(digest: str | None) -> str:
+    return digest.partition(":")[2][:12] if digest else "-"
+
+
+def _minutes(timestamp: str | None) -> str:
+    with suppress(ValueError, TypeError):
+        return datetime.fromisoformat(timestamp or "").astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
+    return "-"
+
+
+def _step_document(step: Publish | Relink | Unchanged | Failed) -> dict[str, Any]:
+    common = {"image": str(step.target), "link": step.target.link}
+    match step:
+        case Publish():
+            return {
+                "action": "publish", **common, "digest": str(step.image.digest), "bytes": step.image.compressed_size,
+                "reason": step.reason, "replaces": str(step.replaces) if step.replaces else None,
+            }  # fmt: skip
+        case Relink():
+            return {"action": "link", **common, "digest": str(step.digest), "bytes": 0, "reason": step.reason}
+        case Unchanged():
+            return {"action": "keep", **common, "digest": str(step.digest), "bytes": 0, "reason": "unchanged"}
+        case Failed():
+            return {
+                "action": "fail", **common, "digest": None, "bytes": 0,
+                "reason": str(step.error), "error": document(step.error),
+            }  # fmt: skip
+
+
+def _plan_summary(decided: Plan) -> str:
+    counts = {
+        kind: sum(isinstance(step, kind) for step in decided.steps) for kind in (Publish, Relink, Unchanged, Failed)
+    }
+    return (
+        f"{counts[Publish]} to publish, {counts[Relink]} to link, {counts[Unchanged]} unchanged, "
+        f"{counts[Failed]} failing, {len(decided.expired)} expired"
+    )
+
+
+def _report_document(report: CycleReport) -> dict[str, Any]:
+    return {
+        "exit_code": report.exit_code,
+        "seconds": round(report.seconds, 3),
+        "recovered": report.recovered,
+        "stopped": document(report.stopped) if report.stopped else None,
+        "images": [
+            {
+                "image": str(outcome.target),
+                "link": outcome.target.link,
+                "result": outcome.result,
+                "digest": str(outcome.digest) if outcome.digest else None,
+                "seconds": round(outcome.seconds, 3),
+                "error": document(outcome.error) if outcome.error else None,
+            }
+            for outcome in report.outcomes
+        ],
+    }
+
+
+def _print_report(report: CycleReport) -> None:
+    rows = [
+        (o.result, str(o.target), _short(str(o.digest) if o.digest else None), f"{o.seconds:.1f} s")
+        for o in report.outcomes
+        if o.result != "unchanged"
+    ]
+    if rows:
+        print_table(("result", "image", "digest", "time"), rows)
+    counts = dict.fromkeys(("published", "linked", "unchanged", "failed", "skipped"), 0)
+    for outcome in report.outcomes:
+        counts[outcome.result] += 1
+    if report.recovered:
+        sys.stdout.write(f"{report.recovered}\n")
+    sys.stdout.write(", ".join(f"{count} {result}" for result, count in counts.items()) + f", {report.seconds:.1f} s\n")
+    for outcome in report.outcomes:
+        if outcome.error is not None and outcome.error is not report.stopped:
+            print_error(outcome.error)
+    if report.stopped is not None:
+        print_error(report.stopped)
+
+
+def _status_document(repository: Repository, status: ImageStatus) -> dict[str, Any]:
+    failure = status.failure
+    return {
+        "image": status.image,
+        "state": status.state,
+        "link": status.link,
+        "path": str(repository.root / status.link) if status.digest else None,
+        "digest": status.digest,
+        "size": status.size,
+        "published_at": status.published_at,
+        "checked_at": status.checked_at,
+        "description": status.description,
+        "failure": None
+        if failure is None
+        else {
+            "reason": failure.reason,
+            "temporary": failure.temporary,
+            "count": failure.count,
+            "since": failure.since.isoformat(),
+            "last": failure.last.isoformat(),
+        },
+        "history": [
+            {"at": event.at.isoformat(), "event": event.event, "digest": event.digest, "detail": event.detail}
+            for event in status.history
+        ],
+    }

@@ -1,0 +1,142 @@
+"""What a person sees: errors, tables, progress.
+
+Results go to stdout, everything else to stderr, progress only if that is a terminal. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from cvmfs_sync.errors import CvmfsSyncError
+
+__all__ = ["Bars", "document", "human_size", "print_error", "print_json", "print_table", "set_up_logging"]
+
+
+class Bars:
+    """A `Progress` with a bar for the piece of work that is under way; silent where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bars = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, what: str, total: int) -> None:
+        """See `ports.Progress`."""
+        with self._lock:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(what, total=total)
+
+    def advance(self, amount: int) -> None:
+        """See `ports.Progress`."""
+        with self._lock:
+            if self._task is not None:
+                self._bars.advance(self._task, amount)
+
+
+class _Formatter(logging.Formatter):
+    """`<time> <level> <message>`, UTC. Systemd's journal has its own time, so that is left out there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        text = f"{record.levelname.lower()} {record.getMessage()}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+def set_up_logging(*, verbose: int) -> None:
+    """Log to stderr: warnings; with one `-v` a line for each unit of work; with two everything."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger("cvmfs_sync")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel([logging.ERROR, logging.INFO, logging.DEBUG][min(verbose, 2)])
+
+
+def print_error(error: CvmfsSyncError) -> None:
+    """What, found, expected, to do: a line each."""
+    lines = [f"cvmfs-sync: {error.what}"]
+    for label, text in (("found", error.found), ("expected", error.expected), ("to do", error.todo)):
+        if text is not None:
+            lines.append(f"  {label + ':':<10}{text}")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def document(error: CvmfsSyncError) -> dict[str, str | None]:
+    """An error for `--json`."""
+    return {
+        "type": type(error).__name__,
+        "what": error.what,
+        "found": error.found,
+        "expected": error.expected,
+        "todo": error.todo,
+    }
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
+    """Columns on stdout, as wide as they need to be: a path that is cut helps nobody."""
+    rows = list(rows)
+    if sys.stdout.isatty():
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in header:
+            table.add_column(title, overflow="fold")
+        for row in rows:
+            table.add_row(*(_plain(cell) for cell in row))
+        Console(markup=False, highlight=False, emoji=False).print(table)
+    else:
+        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+        for row in [header, *rows]:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    if caption:
+        sys.stdout.write(caption + "\n")
+
+
+def _plain(cell: str) -> str:
+    return cell.replace("[", r"\[")
+
+
+def human_size(size: int) -> str:
+    """A number of bytes with a binary unit."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

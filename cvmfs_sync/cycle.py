@@ -1,0 +1,502 @@
+"""One pass over the list: what is wished for, what is there, what follows, and then doing it.
+
+`plan` asks every name once and decides; `sync` does what `plan` decided, image by image, and reports. Both are the same
+code up to the decision, so what `plan` prints is what `sync` does. An image's failure is recorded and the others go on;
+a repository's failure ends the cycle, and what was published by then stays published.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from typing import assert_never
+
+from cvmfs_sync.errors import CvmfsSyncError, ImageError, ListError, RepositoryError, UsageError
+from cvmfs_sync.fetch import Spool, fetching
+from cvmfs_sync.image import ResolvedImage
+from cvmfs_sync.imagelist import ImageList, Wish
+from cvmfs_sync.ports import Progress, Repository, Silent
+from cvmfs_sync.publish import (
+    Catalogue,
+    CatalogueEntry,
+    LinkChange,
+    Published,
+    Recipe,
+    catalogue_entry,
+    find_tree,
+    published,
+    put_image,
+    put_links,
+    read_catalogue,
+)
+from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
+from cvmfs_sync.resolve import Sources, expand, resolve, source_digest
+from cvmfs_sync.state import State
+
+__all__ = [
+    "Context",
+    "CycleReport",
+    "Failed",
+    "Outcome",
+    "Plan",
+    "Publish",
+    "Relink",
+    "Step",
+    "Target",
+    "Unchanged",
+    "plan",
+    "sync",
+]
+
+log = logging.getLogger(__name__)
+_ASKING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All that a cycle works with.
+
+    Attributes:
+        now: The time, UTC.
+    """
+
+    repository: Repository
+    sources: Sources
+    recipe: Recipe
+    state: State
+    spool: Spool
+    now: Callable[[], datetime]
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One link that shall be there."""
+
+    wish: Wish
+    name: ImageName
+    platform: Platform
+    link: str
+
+    def __str__(self) -> str:
+        return str(self.name) if self.platform == Platform() else f"{self.name} ({self.platform})"
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The link leads where it shall."""
+
+    target: Target
+    source: Digest
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Relink:
+    """The tree is published; link or catalogue have to say so."""
+
+    target: Target
+    source: Digest
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The tree has to be published; `replaces` is what the link leads to now."""
+
+    target: Target
+    image: ResolvedImage
+    replaces: Digest | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Nothing could be decided, or done; what is published stays."""
+
+    target: Target
+    error: CvmfsSyncError
+
+
+Step = Unchanged | Relink | Publish | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every target with what has to be done, in the order of the list, and the lines of the list that have expired."""
+
+    steps: tuple[Step, ...]
+    expired: tuple[Wish, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one target.
+
+    Attributes:
+        result: `published`, `linked`, `unchanged`, `failed`, or `skipped` when the cycle ended before its turn.
+        size: Compressed bytes of an image that was published.
+    """
+
+    target: Target
+    result: str
+    digest: Digest | None = None
+    error: CvmfsSyncError | None = None
+    seconds: float = 0.0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CycleReport:
+    """What became of all of them; `stopped` is the failure that ended the cycle early."""
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+    recovered: str | None = None
+    stopped: RepositoryError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is well, 1 an image failed, 3 the repository or the machine stopped us."""
+        if self.stopped is not None:
+            return self.stopped.exit_code
+        return 1 if any(outcome.result == "failed" for outcome in self.outcomes) else 0
+
+
+def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) -> Plan:
+    """Decide what has to be done.
+
+    Args:
+        context: Nothing in it is changed but the memory of what names meant.
+        wishes: A valid list.
+        only: Names to restrict the cycle to.
+
+    Raises:
+        UsageError: A name of `only` is not in the list.
+        ListError: Two wishes claim one link.
+    """
+    today = context.now().date()
+    current = [wish for wish in wishes.wishes if not _expired(wish, today)]
+    expired = tuple(wish for wish in wishes.wishes if _expired(wish, today))
+    if only:
+        current = [wish for wish in current if any(_matches(wish, name) for name in only)]
+        missing = [name for name in only if not any(_matches(wish, name) for wish in current)]
+        if missing:
+            raise UsageError(f"{missing[0]} is not in the image list", todo="add it to the list, or check its spelling")
+    catalogue = read_catalogue(context.repository, context.recipe.layout)
+    context.progress.start("asking registries", len(current))
+    with ThreadPoolExecutor(_ASKING, thread_name_prefix="ask") as executor:
+        expanded = list(executor.map(lambda wish: _targets(context, wish), current))
+        targets = [target for group in expanded for target in group if not only or _asked(target, only)]
+        _refuse_collisions(targets)
+        answers = list(executor.map(lambda target: _ask(context, target), targets))
+        decisions = [_decide(context, catalogue, answer) for answer in answers]
+        resolved = list(executor.map(lambda decision: _resolve(context, decision), decisions))
+    steps: list[Step] = []
+    coming: set[Digest] = set()
+    for step in resolved:
+        if isinstance(step, Publish):
+            target, source, digest = step.target, step.image.source_digest, step.image.digest
+            _remember(context, target, source, digest)
+            # Only now is it known which manifest the name means: it may be there already, or be published for another
+            # link of this cycle.
+            settled = _settle(context, catalogue, target, source, digest)
+            if settled is None and digest in coming:
+                settled = Relink(target, source, digest, step.reason)
+            coming.add(digest)
+            steps.append(settled or step)
+        else:
+            steps.append(step)
+    return Plan(tuple(steps), expired)
+
+
+def sync(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) -> CycleReport:
+    """Do what `plan` decides. Everything that was published before an error stays so.
+
+    Raises:
+        UsageError: See `plan`.
+        RepositoryError: An interrupted transaction of ours could not be cleaned up.
+    """
+    started = time.monotonic()
+    recovered = context.repository.recover()
+    if recovered is not None:
+        log.warning("%s", recovered)
+    decided = plan(context, wishes, only)
+    outcomes: list[Outcome] = []
+    relinks: list[Relink] = []
+    stopped: RepositoryError | None = None
+    needed = _users(decided.steps)
+    for step in decided.steps:
+        match step:
+            case Unchanged():
+                outcome = Outcome(step.target, "unchanged", step.digest)
+            case Failed():
+                outcome = Outcome(step.target, "failed", error=step.error)
+            case Relink():
+                relinks.append(step)
+                continue
+            case Publish() if stopped is not None:
+                outcome = Outcome(step.target, "skipped", step.image.digest)
+            case Publish():
+                outcome = _publish(context, step)
+                if isinstance(outcome.error, RepositoryError):
+                    stopped = outcome.error
+                else:
+                    _release(context, step.image, needed)
+            case _:
+                assert_never(step)
+        outcomes.append(outcome)
+        _account(context, outcome)
+    for outcome in _relink(context, relinks, stopped):
+        if stopped is None and isinstance(outcome.error, RepositoryError):
+            stopped = outcome.error
+        outcomes.append(outcome)
+        _account(context, outcome)
+    if stopped is None:
+        context.spool.clear()
+    return CycleReport(tuple(outcomes), time.monotonic() - started, recovered, stopped)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a target's name means now, or why nobody knows."""
+
+    target: Target
+    source: Digest | None = None
+    error: CvmfsSyncError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Unresolved:
+    """A target whose manifest has to be fetched before anything is decided."""
+
+    target: Target
+    source: Digest
+    there: Published | None
+
+
+def _targets(context: Context, wish: Wish) -> tuple[Target | Failed, ...]:
+    """The links of one wish; its first platform has the plain one."""
+    layout = context.recipe.layout
+    try:
+        names: Iterable[ImageName] = expand(wish, context.sources)
+    except ImageError as error:
+        return (Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), error),)
+    return tuple(
+        Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
+        for name in names
+        for platform in wish.platforms
+    )
+
+
+def _ask(context: Context, target: Target | Failed) -> _Answer:
+    if isinstance(target, Failed):
+        return _Answer(target.target, error=target.error)
+    try:
+        return _Answer(target, source_digest(target.name, context.sources))
+    except ImageError as error:
+        return _Answer(target, error=error)
+    finally:
+        context.progress.advance(1)
+
+
+def _decide(context: Context, catalogue: Catalogue, answer: _Answer) -> Step | _Unresolved:
+    """What the repository and our memory say about an answer; asks nobody."""
+    target, source = answer.target, answer.source
+    if source is None:
+        assert answer.error is not None  # noqa: S101 - an answer has one or the other
+        return Failed(target, answer.error)
+    there = published(context.repository, context.recipe.layout, target.link)
+    digest = _known_digest(context, target, source, catalogue.get(target.link), there)
+    settled = None if digest is None else _settle(context, catalogue, target, source, digest)
+    return settled or _Unresolved(target, source, there)
+
+
+def _settle(
+    context: Context, catalogue: Catalogue, target: Target, source: Digest, digest: Digest
+) -> Unchanged | Relink | None:
+    """What follows if the target means this manifest and its tree is published; None if the tree is not."""
+    tree = find_tree(context.repository, context.recipe.layout, digest)
+    if tree is None:
+        return None
+    there = published(context.repository, context.recipe.layout, target.link)
+    if there is None or there.path != tree.path:
+        return Relink(target, source, digest, _reason(there, digest))
+    line = catalogue.get(target.link)
+    if line is None or line != _line(context, target, source, tree, line):
+        return Relink(target, source, digest, "catalogue")
+    return Unchanged(target, source, digest)
+
+
+def _reason(there: Published | None, digest: Digest) -> str:
+    if there is None:
+        return "new"
+    return "moved" if there.digest != digest else "sandbox recipe"
+
+
+def _known_digest(
+    context: Context, target: Target, source: Digest, line: CatalogueEntry | None, there: Published | None
+) -> Digest | None:
+    """The platform manifest behind `source`, if the repository or the state database has learnt it before."""
+    platform = str(target.platform)
+    if line is not None and there is not None and line.source_digest == str(source) and line.platform == platform:
+        return there.digest if str(there.digest) == line.digest else None
+    return context.state.recall(str(target.name), platform, source)
+
+
+def _resolve(context: Context, decision: Step | _Unresolved) -> Step:
+    if not isinstance(decision, _Unresolved):
+        return decision
+    target, there = decision.target, decision.there
+    try:
+        image = resolve(target.name, decision.source, target.platform, context.sources)
+    except ImageError as error:
+        return Failed(target, error)
+    return Publish(target, image, there.digest if there else None, _reason(there, image.digest))
+
+
+def _publish(context: Context, step: Publish) -> Outcome:
+    """Fetch and publish one image. Nothing is downloaded while the transaction is open."""
+    started = time.monotonic()
+    image, target = step.image, step.target
+    try:
+        context.progress.start(f"fetching {target}", image.compressed_size)
+        with fetching(image, context.sources, context.spool, context.progress) as layers:
+            for layer in layers:
+                layer.blob()
+            context.progress.start(f"publishing {target}", image.compressed_size)
+            put_image(
+                context.repository, context.recipe, image, layers, target.link,
+                target.wish, target.platform, context.now(), context.progress,
+            )  # fmt: skip
+    except (ImageError, RepositoryError) as error:
+        return Outcome(target, "failed", image.digest, error, time.monotonic() - started)
+    return Outcome(target, "published", image.digest, None, time.monotonic() - started, image.compressed_size)
+
+
+def _relink(context: Context, steps: Sequence[Relink], stopped: RepositoryError | None) -> list[Outcome]:
+    """Point links at published trees, all in one transaction."""
+    if not steps:
+        return []
+    if stopped is not None:
+        return [Outcome(step.target, "skipped", step.digest) for step in steps]
+    started = time.monotonic()
+    layout = context.recipe.layout
+    catalogue = read_catalogue(context.repository, layout)
+    changes: list[LinkChange] = []
+    outcomes: list[Outcome] = []
+    for step in steps:
+        tree = find_tree(context.repository, layout, step.digest)
+        if tree is None:
+            error = ImageError(
+                f"{step.target}: the image it shares with another link was not published",
+                found=f"no record of {step.digest}", todo="see the other image's failure; it is tried again",
+            )  # fmt: skip
+            outcomes.append(Outcome(step.target, "failed", step.digest, error))
+            continue
+        line = catalogue.get(step.target.link)
+        changes.append(LinkChange(step.target.link, tree.path, _line(context, step.target, step.source, tree, line)))
+        outcomes.append(Outcome(step.target, "linked", step.digest))
+    try:
+        if changes:
+            put_links(context.repository, layout, changes)
+    except RepositoryError as failure:
+        return [replace(o, result="failed", error=failure) if o.result == "linked" else o for o in outcomes]
+    for step in steps:
+        _remember(context, step.target, step.source, step.digest)
+    return [replace(outcome, seconds=time.monotonic() - started) for outcome in outcomes]
+
+
+def _line(
+    context: Context, target: Target, source: Digest, tree: Published, line: CatalogueEntry | None
+) -> CatalogueEntry:
+    """The catalogue's line for a link; one that leads to the same tree keeps its time, and its source.
+
+    The source is kept because an index changes with every platform of it: that alone is no reason for a transaction.
+    """
+    same = line is not None and line.digest == str(tree.digest)
+    at = line.published_at if same and line is not None else context.now().isoformat()
+    fresh = catalogue_entry(target.name, source, tree, target.wish, target.platform, at)
+    return replace(fresh, source_digest=line.source_digest) if same and line is not None else fresh
+
+
+def _account(context: Context, outcome: Outcome) -> None:
+    """One log line, and what the state database remembers."""
+    target, now, state = outcome.target, context.now(), context.state
+    name = str(target)
+    match outcome.result:
+        case "failed":
+            assert outcome.error is not None  # noqa: S101 - that is what failed means
+            temporary = isinstance(outcome.error, RepositoryError) or (
+                isinstance(outcome.error, ImageError) and outcome.error.temporary
+            )
+            state.failed(target.link, name, str(outcome.error), temporary=temporary, at=now)
+            log.warning("failed image=%s reason=%s", name, outcome.error)
+        case "published" | "linked":
+            state.succeeded(target.link, name, now)
+            state.record(target.link, name, outcome.result, outcome.digest, f"{outcome.seconds:.1f} s", now)
+            log.info(
+                "%s image=%s digest=%s compressed_bytes=%d seconds=%.2f",
+                outcome.result, name, outcome.digest, outcome.size, outcome.seconds,
+            )  # fmt: skip
+        case "unchanged":
+            state.succeeded(target.link, name, now)
+            log.debug("unchanged image=%s digest=%s", name, outcome.digest)
+
+
+def _remember(context: Context, target: Target, source: Digest, digest: Digest) -> None:
+    context.state.remember(str(target.name), str(target.platform), source, digest, context.now())
+
+
+def _users(steps: Sequence[Step]) -> dict[Digest, int]:
+    """How many images of this cycle need each layer."""
+    users: dict[Digest, int] = {}
+    for step in steps:
+        if isinstance(step, Publish):
+            for digest in {layer.digest for layer in step.image.manifest.layers}:
+                users[digest] = users.get(digest, 0) + 1
+    return users
+
+
+def _release(context: Context, image: ResolvedImage, users: dict[Digest, int]) -> None:
+    for digest in {layer.digest for layer in image.manifest.layers}:
+        users[digest] -= 1
+        if not users[digest]:
+            context.spool.drop(digest)
+
+
+def _refuse_collisions(targets: Sequence[Target | Failed]) -> None:
+    claimed: dict[str, Target] = {}
+    for target in targets:
+        if isinstance(target, Failed):
+            continue
+        other = claimed.setdefault(target.link, target)
+        if other is not target and (other.name, other.platform) != (target.name, target.platform):
+            raise ListError(
+                f"two images claim the link {target.link}",
+                found=f"{other} (line {other.wish.line}) and {target} (line {target.wish.line})",
+                expected="one of them",
+                todo="remove one from the list, or use layout 'unpacked', whose links name the registry",
+            )
+
+
+def _expired(wish: Wish, today: date) -> bool:
+    return wish.expires is not None and wish.expires < today
+
+
+def _matches(wish: Wish, name: ImageName) -> bool:
+    """Whether a wish may ask for `name`; which tags its filter selects is only known when they are listed."""
+    if wish.tags is None:
+        return wish.name == name
+    if isinstance(name, Reference) and isinstance(wish.name, Reference):
+        return wish.name.name == name.name and name.tag is not None and wish.tags.matches(name.tag)
+    return False
+
+
+def _asked(target: Target | Failed, only: Sequence[ImageName]) -> bool:
+    return isinstance(target, Failed) or target.name in only

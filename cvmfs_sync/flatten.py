@@ -1,0 +1,357 @@
+"""Layers to one tree, written once: the driver between the pure merge and a sink.
+
+Layers are read top layer first, each inflated once, and the content of a regular file goes to the sink the moment it is
+read, unless a layer above hides its path. Whether that was the right place is only known when the last layer has been
+read: then `tree.merge` says exactly what the image means, and `arrange` tells the sink what to move, to drop, and what
+is still missing. Ordinary images need none of the three. Images that do (a file reached through a symlinked parent, a
+hard link to a file whose own name an upper layer hides) cost a second reading of the layer concerned, never a wrong
+tree: correctness rests on the merge alone.
+
+Follows the OCI image-spec, layer.md. What the sink is, a directory or a tar stream, is not known here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cvmfs_sync.compression import read_layer
+from cvmfs_sync.errors import LimitExceeded
+from cvmfs_sync.ports import Progress, Silent
+from cvmfs_sync.reference import Digest
+from cvmfs_sync.tar import Entry, Kind, Limits, Reader
+from cvmfs_sync.tree import OPAQUE, WHITEOUT, Inode, Tree, merge, split
+
+__all__ = ["Arrangement", "Layer", "Placement", "Sink", "flatten"]
+
+Transform = Callable[[Tree], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer to read.
+
+    Attributes:
+        blob: Gives the verified compressed file; may block until it has been fetched, and raise why it was not.
+        diff_id: Digest that the uncompressed archive must have.
+        size: Compressed bytes.
+        what: Name for messages.
+    """
+
+    blob: Callable[[], Path]
+    diff_id: Digest
+    size: int
+    what: str
+
+    def open(self, limits: Limits) -> AbstractContextManager[Iterator[bytes]]:
+        """The uncompressed archive in pieces; its digest is checked at the end."""
+        return read_layer(self.blob(), diff_id=self.diff_id, what=self.what, limits=limits)
+
+
+@dataclass(slots=True)
+class Arrangement:
+    """What turns the files that were placed while reading into the files of the tree.
+
+    Attributes:
+        tree: What shall be there.
+        misplaced: Files that were placed, but not at a name of theirs, each with its first name.
+        leftovers: Files that were placed and are not in the tree, as (layer, ordinal, path).
+        missing: Files that were not placed, each with its first name.
+    """
+
+    tree: Tree
+    misplaced: list[tuple[bytes, Inode]] = field(default_factory=list)
+    leftovers: list[tuple[int, int, bytes]] = field(default_factory=list)
+    missing: list[tuple[bytes, Inode]] = field(default_factory=list)
+
+
+class Placement(enum.Enum):
+    """When a sink takes a file before the whole image is known."""
+
+    ANYTIME = enum.auto()
+    """What turns out to be wrong can be moved."""
+    CERTAIN = enum.auto()
+    """It can't, but most paths are known to be right when they are read."""
+    NEVER = enum.auto()
+    """Everything is read a second time."""
+
+
+class Sink(Protocol):
+    """Where a tree is written."""
+
+    placement: Placement
+    """When files may be placed while the layers are being read."""
+
+    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader) -> bool:
+        """Write a regular file at its own path; False if it had to be put aside because something stands there."""
+
+    def arrange(self, arrangement: Arrangement) -> None:
+        """Take back what was placed wrongly. Files put aside by `place` are known to the sink by layer and ordinal."""
+
+    def fill(self, path: bytes, inode: Inode, content: Reader) -> None:
+        """Write one of the missing files."""
+
+    def finish(self, tree: Tree) -> None:
+        """Write all else: directories, links, special and synthetic files, hard links, metadata."""
+
+
+def flatten(
+    layers: Sequence[Layer],
+    sink: Sink,
+    *,
+    limits: Limits | None = None,
+    transform: Transform | None = None,
+    progress: Progress | None = None,
+) -> Tree:
+    """Write the tree that `layers`, bottom to top, mean into `sink`.
+
+    Args:
+        layers: Bottom to top.
+        sink: Where to write. After an error its content is undefined and to be thrown away.
+        limits: Bounds of the image.
+        transform: Changes the merged tree before it is finished, in place.
+        progress: Told the compressed bytes of each layer that is done.
+
+    Raises:
+        InvalidImage: A layer breaks the specification or a limit.
+        BlobMismatch: A layer has not its diff_id.
+    """
+    limits = limits or Limits()
+    progress = progress or Silent()
+    budget = _Budget(limits)
+    shadow = _Shadow()
+    indexes: list[list[Entry]] = [[] for _ in layers]
+    placed = [bytearray() for _ in layers]
+    clear = sink.placement is not Placement.NEVER
+    for number in reversed(range(len(layers))):
+        certainty = None if sink.placement is Placement.ANYTIME else _Certainty(bottom=number == 0, clear=clear)
+        _stream(layers[number], number, indexes[number], placed[number], sink, shadow, certainty, budget)
+        if certainty is not None:
+            clear = clear and certainty.whiteouts_hold
+        if number:
+            shadow.add(indexes[number])
+        progress.advance(layers[number].size)
+    tree = merge(indexes, limits)
+    if transform is not None:
+        transform(tree)
+    arrangement = _arrange(tree, indexes, placed)
+    del indexes, placed
+    sink.arrange(arrangement)
+    if arrangement.missing:
+        _fill(layers, arrangement.missing, sink, limits)
+    sink.finish(tree)
+    return tree
+
+
+_ASIDE, _PLACED = 1, 2
+
+
+def _stream(
+    layer: Layer,
+    number: int,
+    index: list[Entry],
+    placed: bytearray,
+    sink: Sink,
+    shadow: _Shadow,
+    certainty: _Certainty | None,
+    budget: _Budget,
+) -> None:
+    """Read one layer: every entry into its index, every visible file into the sink."""
+    with layer.open(budget.limits) as chunks:
+        reader = Reader(chunks, budget.limits, what=layer.what)
+        for ordinal, entry in enumerate(reader):
+            budget.charge(entry, layer)
+            flag = 0
+            if entry.kind is Kind.FILE:
+                path = entry.path
+                if WHITEOUT in path and path.rpartition(b"/")[2].startswith(WHITEOUT):
+                    if certainty is not None:
+                        certainty.note_whiteout(path)
+                elif path and not shadow.hides(path) and (certainty is None or certainty.holds(path)):
+                    flag = _PLACED if sink.place(number, ordinal, entry, reader) else _ASIDE
+            elif certainty is not None:
+                certainty.note(entry)
+            index.append(entry)
+            placed.append(flag)
+
+
+def _arrange(tree: Tree, indexes: Sequence[Sequence[Entry]], placed: Sequence[bytearray]) -> Arrangement:
+    """Compare what was placed with the tree; `placed` is used up."""
+    arrangement = Arrangement(tree)
+    shared: dict[int, tuple[Inode, list[bytes]]] = {}
+
+    def settle(inode: Inode, names: list[bytes]) -> None:
+        flag = placed[inode.layer][inode.ordinal]
+        placed[inode.layer][inode.ordinal] = 0
+        if not flag:
+            arrangement.missing.append((names[0], inode))
+        elif flag == _ASIDE or inode.entry.path not in names:
+            arrangement.misplaced.append((names[0], inode))
+
+    for path, inode in tree.walk():
+        if inode.entry.kind is not Kind.FILE or inode.content is not None:
+            continue
+        if inode.shared:
+            shared.setdefault(id(inode), (inode, []))[1].append(path)
+        elif placed[inode.layer][inode.ordinal] == _PLACED and inode.entry.path == path:
+            placed[inode.layer][inode.ordinal] = 0
+        else:
+            settle(inode, [path])
+    for inode, names in shared.values():
+        settle(inode, names)
+    for number, flags in enumerate(placed):
+        if any(flags):
+            arrangement.leftovers.extend(
+                (number, ordinal, indexes[number][ordinal].path) for ordinal, flag in enumerate(flags) if flag
+            )
+    return arrangement
+
+
+def _fill(layers: Sequence[Layer], missing: Sequence[tuple[bytes, Inode]], sink: Sink, limits: Limits) -> None:
+    """Read the layers of missing files again."""
+    wanted: dict[int, dict[int, tuple[bytes, Inode]]] = {}
+    for path, inode in missing:
+        wanted.setdefault(inode.layer, {})[inode.ordinal] = (path, inode)
+    for number, ordinals in sorted(wanted.items()):
+        with layers[number].open(limits) as chunks:
+            reader = Reader(chunks, limits, what=layers[number].what)
+            for ordinal, _ in enumerate(reader):
+                if ordinal in ordinals:
+                    path, inode = ordinals[ordinal]
+                    sink.fill(path, inode, reader)
+
+
+class _Budget:
+    """Counts what an image may have at most over all its layers."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.bytes = self.entries = self.hardlinks = 0
+
+    def charge(self, entry: Entry, layer: Layer) -> None:
+        self.entries += 1
+        self.bytes += entry.size
+        if entry.kind is Kind.HARDLINK:
+            self.hardlinks += 1
+            if self.hardlinks > self.limits.hardlinks:
+                raise _exceeded("hardlinks", self.hardlinks, self.limits.hardlinks, layer)
+        if self.entries > self.limits.entries:
+            raise _exceeded("entries", self.entries, self.limits.entries, layer)
+        if self.bytes > self.limits.bytes:
+            raise _exceeded("bytes", self.bytes, self.limits.bytes, layer)
+
+
+def _exceeded(name: str, found: int, limit: int, layer: Layer) -> LimitExceeded:
+    return LimitExceeded(
+        f"{layer.what}: the image exceeds the limit {name!r}",
+        found=f"at least {found}",
+        expected=f"at most {limit}",
+        todo=f"make the image smaller, or raise limits.{name} in the configuration",
+    )
+
+
+_FILE, _GONE, _OPAQUE, _DIRECTORY = 1, 2, 4, 8
+
+
+class _Shadow:
+    """What the layers above hide, told from paths as they are written in the archives.
+
+    A hint that saves writing: symbolic links among the parents can make it wrong, and `_arrange` mends that.
+    """
+
+    def __init__(self) -> None:
+        self._covers: dict[bytes, int] = {}
+        self._hidden: dict[bytes, bool] = {}
+
+    def add(self, index: Sequence[Entry]) -> None:
+        covers = self._covers
+        for entry in index:
+            path = entry.path
+            if WHITEOUT in path:
+                parent, name = split(path)
+                if name == OPAQUE:
+                    covers[parent] = covers.get(parent, 0) | _OPAQUE
+                    continue
+                if name.startswith(WHITEOUT):
+                    victim = name[len(WHITEOUT) :]
+                    path = parent + b"/" + victim if parent else victim
+                    covers[path] = covers.get(path, 0) | _GONE
+                    continue
+            covers[path] = covers.get(path, 0) | (_DIRECTORY if entry.kind is Kind.DIRECTORY else _FILE)
+        self._hidden.clear()
+
+    def hides(self, path: bytes) -> bool:
+        """Whether a regular file at `path` of a layer below is hidden."""
+        if path in self._covers and self._covers[path] & (_FILE | _GONE | _DIRECTORY):
+            return True
+        parent = path.rpartition(b"/")[0]
+        hidden = self._hidden.get(parent)
+        return self._hides_below(parent) if hidden is None else hidden
+
+    def _hides_below(self, directory: bytes) -> bool:
+        """Whether all that layers below put into `directory` is hidden. Iterative: paths can be deep."""
+        path, result = directory, False
+        pending = []
+        while True:
+            known = self._hidden.get(path)
+            if known is not None:
+                result = known
+                break
+            pending.append(path)
+            if self._covers.get(path, 0) & (_FILE | _GONE | _OPAQUE if path else _OPAQUE):
+                result = True
+                break
+            if not path:
+                break
+            path = path.rpartition(b"/")[0]
+        for path in pending:
+            self._hidden[path] = result
+        return result
+
+
+class _Certainty:
+    """Whether a path of the layer being read lands just there: its parents are known to be directories by now.
+
+    The bottom layer has nothing below it, so a parent that it does not name can be no symbolic link. A whiteout behind
+    a link could hide any path of the layers below, so nothing is certain below one that may stand there.
+
+    Attributes:
+        whiteouts_hold: Whether all whiteouts so far stand at their own path.
+    """
+
+    def __init__(self, *, bottom: bool, clear: bool) -> None:
+        self._kinds: dict[bytes, bool] = {b"": True}
+        self._bottom = bottom
+        self._clear = clear
+        self.whiteouts_hold = True
+        self._known: dict[bytes, bool] = {}
+
+    def note(self, entry: Entry) -> None:
+        directory = entry.kind is Kind.DIRECTORY
+        if self._kinds.get(entry.path) is not directory:
+            self._kinds[entry.path] = directory
+            self._known.clear()
+
+    def note_whiteout(self, path: bytes) -> None:
+        if not self._directory(path.rpartition(b"/")[0]):
+            self.whiteouts_hold = False
+
+    def holds(self, path: bytes) -> bool:
+        if not self._clear:
+            return False
+        parent = path.rpartition(b"/")[0]
+        known = self._known.get(parent)
+        if known is None:
+            known = self._known[parent] = self._directory(parent)
+        return known
+
+    def _directory(self, path: bytes) -> bool:
+        while path:
+            if not self._kinds.get(path, self._bottom):
+                return False
+            path = path.rpartition(b"/")[0]
+        return True

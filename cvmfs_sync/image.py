@@ -1,0 +1,336 @@
+"""Manifests, indexes and image configurations as values.
+
+Bytes from a registry or layout go in, frozen values come out, or `InvalidManifest`. Follows the OCI image-spec 1.1
+(manifest.md, image-index.md, config.md) and Docker's image manifest version 2, schema 2. What the specification leaves
+open and readers have disagreed about is refused: duplicate keys, both `layers` and `manifests`, a media type that
+contradicts the transport's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cvmfs_sync.errors import BlobMismatch, InvalidManifest, InvalidReference
+from cvmfs_sync.reference import Digest, ImageName, Platform
+
+__all__ = [
+    "ACCEPT",
+    "MAX_DOCUMENT",
+    "Descriptor",
+    "ImageConfig",
+    "Index",
+    "IndexEntry",
+    "Manifest",
+    "ResolvedImage",
+    "parse_config",
+    "parse_document",
+    "verify",
+]
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+# The digest that a registry answers depends on this list: it is sent whole and in this order with every request.
+ACCEPT = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
+_INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+_MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+
+CONFIG_TYPES = frozenset({"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"})
+# Layer media types without their compression suffix; the compression itself is told by the blob's first bytes.
+_LAYER_TYPES = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+)
+# The floor that the distribution-spec sets for manifests; configurations are held to the same.
+MAX_DOCUMENT = 4 * 1024 * 1024
+MAX_LAYERS = 1024
+_ATTESTATION = "vnd.docker.reference.type"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A blob by digest and size in bytes (OCI image-spec, descriptor.md)."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    urls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One manifest that an index offers; `platform` is None where the index names none."""
+
+    descriptor: Descriptor
+    platform: Platform | None
+    attestation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An OCI image index or Docker manifest list."""
+
+    digest: Digest
+    entries: tuple[IndexEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An OCI image manifest or Docker schema 2 manifest; layers bottom to top."""
+
+    digest: Digest
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What an image configuration says about running it (OCI image-spec, config.md).
+
+    Attributes:
+        diff_ids: Digests of the uncompressed layers, bottom to top.
+        environment: `NAME=value` in order.
+    """
+
+    digest: Digest
+    platform: Platform
+    diff_ids: tuple[Digest, ...]
+    environment: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str = ""
+    user: str = ""
+    created: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """What a name means now, down to the last byte.
+
+    Attributes:
+        source_digest: What the registry answers for the name itself: an index's digest where the name is an index's.
+        manifest: The platform's manifest. Its digest is the image's identity.
+    """
+
+    name: ImageName
+    source_digest: Digest
+    manifest: Manifest
+    config: ImageConfig
+
+    @property
+    def digest(self) -> Digest:
+        """The platform manifest's digest."""
+        return self.manifest.digest
+
+    @property
+    def compressed_size(self) -> int:
+        """Bytes of all layers as they are transferred."""
+        return sum(layer.size for layer in self.manifest.layers)
+
+
+def verify(content: bytes, digest: Digest, what: str) -> bytes:
+    """Return `content` if it has this digest.
+
+    Raises:
+        BlobMismatch: If not.
+    """
+    found = hashlib.new(digest.algorithm, content).hexdigest()
+    if found != digest.hex:
+        raise BlobMismatch(
+            f"{what} is not what its digest says", found=f"{digest.algorithm}:{found}", expected=str(digest)
+        )
+    return content
+
+
+def parse_document(content: bytes, digest: Digest, media_type: str | None, what: str) -> Index | Manifest:
+    """Read a manifest or index whose digest has been verified.
+
+    Args:
+        content: The document.
+        digest: Its digest.
+        media_type: The transport's Content-Type or the descriptor's mediaType; parameters are ignored.
+        what: Name for messages.
+
+    Raises:
+        InvalidManifest: See the module.
+    """
+    document = _load(content, what)
+    outer = (media_type or "").partition(";")[0].strip().lower()
+    inner = _get(document, "mediaType", str, what, default="")
+    known = _INDEX_TYPES | _MANIFEST_TYPES
+    if inner and outer in known and inner != outer:
+        raise InvalidManifest(f"{what}: media types contradict each other", found=inner, expected=outer)
+    kind = inner or (outer if outer in known else "")
+    if document.get("schemaVersion") != 2:
+        raise InvalidManifest(
+            f"{what}: manifest of an unsupported version",
+            found=f"schemaVersion {document.get('schemaVersion')!r}",
+            expected="2",
+            todo="push the image again with a current tool",
+        )
+    if "manifests" in document and ("layers" in document or "config" in document):
+        raise InvalidManifest(f"{what}: both an index and a manifest", expected="either 'manifests' or 'layers'")
+    if not kind:
+        kind = OCI_INDEX if "manifests" in document else OCI_MANIFEST
+    if kind in _INDEX_TYPES:
+        return _index(document, digest, what)
+    if kind in _MANIFEST_TYPES:
+        return _manifest(document, digest, what)
+    raise InvalidManifest(
+        f"{what}: not a container image", found=f"media type {kind[:200]}", expected=", ".join(ACCEPT)
+    )
+
+
+def parse_config(content: bytes, manifest: Manifest, what: str) -> ImageConfig:
+    """Read the image configuration of `manifest`, whose digest has been verified.
+
+    Raises:
+        InvalidManifest: If a field has the wrong type or the number of diff_ids is not the number of layers.
+    """
+    document = _load(content, what)
+    rootfs = _get(document, "rootfs", dict, what)
+    if rootfs.get("type") != "layers":
+        raise InvalidManifest(f"{what}: rootfs.type", found=repr(rootfs.get("type"))[:100], expected="'layers'")
+    diff_ids = tuple(_digest(text, f"{what}: rootfs.diff_ids") for text in _list(rootfs, "diff_ids", str, what))
+    if len(diff_ids) != len(manifest.layers):
+        raise InvalidManifest(
+            f"{what}: configuration and manifest disagree",
+            found=f"{len(diff_ids)} diff_ids",
+            expected=f"{len(manifest.layers)}, one for each layer",
+        )
+    inner = _get(document, "config", dict, what, default={})
+    labels = _get(inner, "Labels", dict, what, default={})
+    if not all(isinstance(value, str) for value in labels.values()):
+        raise InvalidManifest(f"{what}: config.Labels", found="a value that is no text", expected="text to text")
+    entrypoint, command = inner.get("Entrypoint"), inner.get("Cmd")
+    return ImageConfig(
+        digest=manifest.config.digest,
+        platform=_platform(document, what) or Platform(),
+        diff_ids=diff_ids,
+        environment=_list(inner, "Env", str, what),
+        # Old builders wrote a bare string for what is a list.
+        entrypoint=(entrypoint,) if isinstance(entrypoint, str) else _list(inner, "Entrypoint", str, what),
+        command=(command,) if isinstance(command, str) else _list(inner, "Cmd", str, what),
+        labels=labels,
+        working_directory=_get(inner, "WorkingDir", str, what, default=""),
+        user=_get(inner, "User", str, what, default=""),
+        created=_get(document, "created", str, what, default="") or None,
+    )
+
+
+def _index(document: Mapping[str, Any], digest: Digest, what: str) -> Index:
+    entries = []
+    for item in _list(document, "manifests", dict, what):
+        annotations = _get(item, "annotations", dict, what, default={})
+        platform = _get(item, "platform", dict, what, default={})
+        attestation = _ATTESTATION in annotations or platform.get("os") == "unknown"
+        entries.append(
+            IndexEntry(
+                _descriptor(item, what),
+                None if attestation or not platform else _platform(platform, what),
+                attestation,
+            )
+        )
+    return Index(digest, tuple(entries))
+
+
+def _manifest(document: Mapping[str, Any], digest: Digest, what: str) -> Manifest:
+    if not isinstance(document.get("layers"), list):
+        raise InvalidManifest(f"{what}: manifest without layers", expected="a list 'layers'")
+    config = _descriptor(_get(document, "config", dict, what), what)
+    if config.media_type not in CONFIG_TYPES:
+        raise InvalidManifest(
+            f"{what}: an artifact, not a container image",
+            found=f"config of type {config.media_type[:200]}",
+            expected=" or ".join(sorted(CONFIG_TYPES)),
+        )
+    layers = tuple(_descriptor(item, what) for item in _list(document, "layers", dict, what))
+    if len(layers) > MAX_LAYERS:
+        raise InvalidManifest(f"{what}: too many layers", found=str(len(layers)), expected=f"at most {MAX_LAYERS}")
+    for layer in layers:
+        if not layer.media_type.startswith(_LAYER_TYPES):
+            raise InvalidManifest(
+                f"{what}: layer {layer.digest} is not a file system layer",
+                found=layer.media_type[:200],
+                expected=" or ".join(_LAYER_TYPES),
+            )
+    return Manifest(digest, config, layers)
+
+
+def _descriptor(item: Mapping[str, Any], what: str) -> Descriptor:
+    size = _get(item, "size", int, what)
+    if size < 0:
+        raise InvalidManifest(f"{what}: negative size", found=str(size))
+    return Descriptor(
+        _get(item, "mediaType", str, what),
+        _digest(item.get("digest"), f"{what}: descriptor"),
+        size,
+        _list(item, "urls", str, what),
+    )
+
+
+def _platform(item: Mapping[str, Any], what: str) -> Platform | None:
+    os_name = _get(item, "os", str, what, default="")
+    architecture = _get(item, "architecture", str, what, default="")
+    if not os_name or not architecture:
+        return None
+    return Platform(os_name, architecture, _get(item, "variant", str, what, default="") or None)
+
+
+def _digest(text: object, what: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except InvalidReference as error:
+        raise InvalidManifest(f"{what}: {error.what}", found=error.found, expected=error.expected) from None
+
+
+def _load(content: bytes, what: str) -> Mapping[str, Any]:
+    if len(content) > MAX_DOCUMENT:
+        raise InvalidManifest(f"{what}: too large", found=f"{len(content)} bytes", expected=f"at most {MAX_DOCUMENT}")
+    try:
+        document = json.loads(content, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidManifest(f"{what}: not JSON", found=str(error)[:200]) from None
+    if not isinstance(document, dict):
+        raise InvalidManifest(f"{what}: not a JSON object", found=type(document).__name__)
+    return document
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return document
+
+
+_MISSING: Any = object()
+
+
+def _get(item: Mapping[str, Any], key: str, kind: type[T], what: str, default: T = _MISSING) -> T:
+    """The value at `key`; null counts as missing, as Go's encoder writes it for empty values."""
+    value = item.get(key)
+    if value is None and default is not _MISSING:
+        return default
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "nothing" if value is None else type(value).__name__
+        raise InvalidManifest(f"{what}: field {key!r}", found=found, expected=kind.__name__)
+    return value
+
+
+def _list(item: Mapping[str, Any], key: str, kind: type[T], what: str) -> tuple[T, ...]:
+    values = _get(item, key, list, what, default=[])
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InvalidManifest(
+                f"{what}: field {key!r}", found=f"a list with {type(value).__name__}", expected=f"{kind.__name__}s"
+            )
+    return tuple(values)

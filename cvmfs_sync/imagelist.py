@@ -1,0 +1,381 @@
+"""`image-list.yaml`: what users ask for, as values.
+
+The text of a list goes in; wishes come out, together with every mistake of the whole list, each with its line, so that
+one pull request check tells its author everything at once. Nothing here resolves a tag, talks to a registry or knows
+what is published. An image list that has errors must not be acted upon: `ImageList.require_valid` is the gate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from cvmfs_sync.errors import InvalidReference, ListError
+from cvmfs_sync.reference import ImageName, LayoutReference, Platform, Reference, parse_image
+from cvmfs_sync.schema import StrictModel, validate
+from cvmfs_sync.tags import FILTER_SCHEMA, Globs, Regex, Semver, TagFilter, is_pattern
+from cvmfs_sync.yamlfile import Document, KeyPath, Problem, describe, did_you_mean, dotted, line_of, read
+from cvmfs_sync.yamlfile import parse as parse_yaml
+
+__all__ = ["ImageList", "Wish", "json_schema", "load", "parse"]
+
+_TAG_FORMS = '["4.*", "!*-rc*"], {semver: ">=4.2"} or {regex: "..."}'
+_MAX_TEXT = 1000
+Raw = TypeVar("Raw")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One entry of the list.
+
+    Attributes:
+        name: What is asked for. Without tag and digest if `tags` says which tags.
+        tags: Which of the repository's tags; None for the one image that `name` names.
+        keep: So many of the newest of these tags; None for all.
+        platforms: Never empty.
+        definition: URL of what the image is built from.
+        expires: Last day on which the image is wished for.
+        line: Where the entry begins in its file.
+    """
+
+    name: ImageName
+    tags: TagFilter | None
+    keep: int | None
+    platforms: tuple[Platform, ...]
+    description: str | None
+    contact: str | None
+    definition: str | None
+    expires: date | None
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.tags})" if self.tags else str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageList:
+    """All wishes that could be read, and all that is wrong with the list, by line.
+
+    With errors, `wishes` is what remains, not what the list means: retiring by it would retire what is merely misspelt.
+    """
+
+    wishes: tuple[Wish, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """What makes the list invalid."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What its author should know."""
+        return tuple(problem for problem in self.problems if problem.severity == "warning")
+
+    def require_valid(self) -> ImageList:
+        """This list, if it may be acted upon.
+
+        Raises:
+            ListError: With all errors, one a line.
+        """
+        if self.errors:
+            raise ListError("\n".join(str(problem) for problem in self.errors))
+        return self
+
+
+def load(source: Path, *, today: date | None = None) -> ImageList:
+    """Read a list from a file; relative `oci:` directories start from the file's.
+
+    Args:
+        source: The file. One that can't be read is a problem of the list, like one that is no YAML.
+        today: See `parse`.
+    """
+    try:
+        document = read(source)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}; name an existing image list"
+        return ImageList((), (Problem(str(source), None, "", reason),))
+    return _Reader(document, str(source), Path(os.path.abspath(source)).parent, today).result()
+
+
+def parse(text: str | bytes, *, base: Path, today: date | None = None, file: str = "image-list.yaml") -> ImageList:
+    """Read a list; nothing is raised.
+
+    Args:
+        text: The list.
+        base: Directory that relative `oci:` directories start from.
+        today: Wishes that expired before this day get a warning; None to leave that to others.
+        file: The list's name in messages.
+    """
+    return _Reader(parse_yaml(text, file), file, base, today).result()
+
+
+def json_schema() -> dict[str, Any]:
+    """The list's JSON Schema (draft 2020-12), for editors."""
+    schema = _List.model_json_schema()
+    schema["properties"]["images"] = {
+        "type": "array",
+        "description": "The images, each as a reference or in the long form.",
+        "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Image"}]},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "cvmfs-sync image list",
+        "description": "The images that a CernVM-FS repository publishes.",
+        "$defs": {"Image": {**_Entry.model_json_schema(), "title": "Image"}},
+    }
+
+
+def _version(value: object) -> int:
+    if value != 1 or isinstance(value, bool | float):
+        raise ValueError(f"expected 1, the only version there is, found {describe(value)}")
+    return 1
+
+
+def _url(value: object) -> str:
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        good = parts is not None and parts.scheme in ("http", "https") and parts.hostname and " " not in str(value)
+    except ValueError:
+        good = False
+    if not good or not str(value).isprintable():
+        raise ValueError(f"expected a URL that begins with https:// or http://, found {describe(value)}")
+    return str(value)
+
+
+def _date(value: object) -> date:
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError(f"expected a date such as 2027-06-30, found {describe(value)}; write it without quotes")
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise ValueError(f"expected a date such as 2027-06-30, found {describe(value)}")
+    return value
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=_MAX_TEXT)]
+
+
+class _Entry(StrictModel):
+    """One image in the long form."""
+
+    image: str = Field(
+        description="Image reference; its tag may be a glob. Without a tag if `tags` is given.",
+        examples=["docker.io/library/debian:12.5", "docker.io/library/debian:12*", "oci:/srv/images/tools:1.0"],
+    )
+    # Read apart from the model: its mistakes have lines of their own.
+    tags: Annotated[Any, WithJsonSchema(FILTER_SCHEMA)] = None
+    keep: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Keep the newest so many of the tags; all of them if not given."
+    )
+    platforms: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None,
+        description="os/architecture[/variant]; linux/amd64 if not given.",
+        examples=[["linux/amd64"]],
+    )
+    description: _Text | None = Field(default=None, description="What the image is for.")
+    contact: _Text | None = Field(default=None, description="Whom to ask about it.")
+    definition: (
+        Annotated[
+            str,
+            PlainValidator(_url),
+            WithJsonSchema({"type": "string", "format": "uri", "pattern": "^https?://"}),
+        ]
+        | None
+    ) = Field(default=None, description="URL of what the image is built from.")
+    expires: Annotated[date, PlainValidator(_date), WithJsonSchema({"type": "string", "format": "date"})] | None = (
+        Field(default=None, description="Last day on which the image is wanted, YYYY-MM-DD.")
+    )
+
+
+class _List(StrictModel):
+    """The document around the entries."""
+
+    version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
+    images: list[Any]
+
+
+@dataclass
+class _Reader:
+    """Collects wishes and problems of one document."""
+
+    document: Document
+    file: str
+    base: Path
+    today: date | None
+    problems: list[Problem] = field(default_factory=list)
+    wishes: list[Wish] = field(default_factory=list)
+
+    def result(self) -> ImageList:
+        self.problems.extend(self.document.problems)
+        data, lines = self.document.data, self.document.lines
+        if data is None:
+            if not self.problems:
+                self._report((), "the list is empty; it begins with 'version: 1' and 'images:'")
+            return ImageList((), tuple(self.problems))
+        checked = validate(_List, data, lines, self.file)
+        if isinstance(checked, tuple):
+            self.problems.extend(checked)
+        images = data.get("images") if isinstance(data, dict) else None
+        if images == []:
+            self._report(("images",), "asks for no image: all that are published will be retired", warning=True)
+        for index, entry in enumerate(images if isinstance(images, list) else []):
+            self._entry(entry, ("images", index))
+        self._duplicates()
+        return ImageList(tuple(self.wishes), tuple(sorted(self.problems, key=lambda problem: problem.line or 0)))
+
+    def _entry(self, entry: object, path: KeyPath) -> None:
+        """Add one entry's wish, or its problems."""
+        if not isinstance(entry, str | dict):
+            expected = "expected an image reference or a mapping with the key 'image'"
+            self._report(path, f"{expected}, found {describe(entry)}")
+            return
+        raw: dict[str, Any] = {"image": entry} if isinstance(entry, str) else entry
+        before = len(self.problems)
+        model = validate(_Entry, raw, self.document.lines, self.file, at=path)
+        if isinstance(model, tuple):
+            self.problems.extend(model)
+        filtered = raw.get("tags") is not None
+        tags = self._tags(raw["tags"], (*path, "tags")) if filtered else None
+        name: ImageName | None = None
+        if isinstance(image := raw.get("image"), str):
+            name, tags = self._name(image, path if raw is not entry else (*path, "image"), tags, filtered)
+        platforms = self._platforms(raw.get("platforms"), (*path, "platforms"))
+        if raw.get("keep") is not None and name is not None and tags is None and not filtered:
+            self._report((*path, "keep"), "chooses among tags, but the image names one; add 'tags', or remove 'keep'")
+        wrong = any(problem.severity == "error" for problem in self.problems[before:])
+        if isinstance(model, tuple) or name is None or wrong:
+            return
+        if self.today is not None and model.expires is not None and model.expires < self.today:
+            message = f"the wish ended on {model.expires}; remove the image, or set a later date"
+            self._report((*path, "expires"), message, warning=True)
+        line = line_of(self.document.lines, path) or 1
+        wish = Wish(
+            name, tags, model.keep, platforms, model.description, model.contact, model.definition, model.expires, line
+        )
+        self.wishes.append(wish)
+
+    def _name(
+        self, text: str, path: KeyPath, tags: TagFilter | None, filtered: bool
+    ) -> tuple[ImageName | None, TagFilter | None]:
+        """The image's name and filter.
+
+        Args:
+            text: As the list has it.
+            path: Where it stands.
+            tags: What `tags` says.
+            filtered: Whether there is a `tags`, right or wrong.
+        """
+        bare, tag, digest = _split(text)
+        pattern = tag is not None and is_pattern(tag) and not digest
+        try:
+            name = parse_image(bare if pattern else text, base=self.base)
+        except InvalidReference as error:
+            self._report(path, str(error))
+            return None, None
+        if filtered and (tag is not None or digest):
+            what = f"the tag {tag!r}" if tag is not None else "a digest"
+            self._report(path, f"names {what}, and 'tags' chooses tags: remove one of the two")
+            return None, None
+        if pattern and tag is not None:
+            tags = self._try(Globs.parse, [tag], path)
+            if tags is None:
+                return None, None
+        if pattern or filtered:
+            return _without_tag(name), tags
+        if isinstance(name, Reference) and name.tag == "latest" and not digest:
+            what = "'latest'" if tag else "no tag means 'latest', which"
+            message = f"{what} moves without notice: what runs today may not run tomorrow; "
+            message += f"name a version ({bare}:<version>), or pin it ({bare}@sha256:<digest>)"
+            self._report(path, message, warning=True)
+        return name, None
+
+    def _tags(self, value: object, path: KeyPath) -> TagFilter | None:
+        """The filter that `tags` describes; problems name the item that is wrong."""
+        if isinstance(value, list):
+            return self._globs(value, path)
+        if not isinstance(value, dict) or len(value) != 1:
+            self._report(path, f"expected one of {_TAG_FORMS}, found {describe(value)}")
+            return None
+        ((key, text),) = value.items()
+        if key not in ("semver", "regex"):
+            close = did_you_mean(key, ["semver", "regex"])
+            self._report((*path, key), f"unknown key; expected one of semver, regex{close}")
+            return None
+        if not isinstance(text, str):
+            self._report((*path, key), f"expected text, found {describe(text)}; put it in quotes")
+            return None
+        if key == "semver":
+            return self._try(Semver.parse, text, (*path, key))
+        return self._try(Regex.parse, text, (*path, key))
+
+    def _globs(self, items: list[object], path: KeyPath) -> Globs | None:
+        good: list[str] = []
+        for index, item in enumerate(items):
+            if not isinstance(item, str):
+                self._report((*path, index), f"expected text, found {describe(item)}; put it in quotes")
+            elif self._try(Globs.check, item, (*path, index)):
+                good.append(item)
+        return self._try(Globs.parse, good, path) if len(good) == len(items) else None
+
+    def _platforms(self, value: object, path: KeyPath) -> tuple[Platform, ...]:
+        if not isinstance(value, list):
+            return (Platform(),)
+        platforms: list[Platform] = []
+        for index, text in enumerate(value):
+            if not isinstance(text, str):
+                continue  # the model has said it
+            try:
+                platform = Platform.parse(text)
+            except InvalidReference as error:
+                self._report((*path, index), str(error))
+                continue
+            if platform in platforms:
+                self._report((*path, index), f"{platform} stands twice; remove one")
+            platforms.append(platform)
+        return tuple(platforms)
+
+    def _duplicates(self) -> None:
+        """Report images that stand twice, in whatever form (`debian` is `docker.io/library/debian:latest`)."""
+        seen: dict[tuple[ImageName, TagFilter | None], Wish] = {}
+        for wish in self.wishes:
+            first = seen.setdefault((wish.name, wish.tags), wish)
+            if first is not wish:
+                message = f"{wish} stands twice, on lines {first.line} and {wish.line}; remove one"
+                self.problems.append(Problem(self.file, wish.line, "images", message))
+
+    def _try(self, read: Callable[[Raw], Value], raw: Raw, path: KeyPath) -> Value | None:
+        """`read(raw)`, or None with a problem for its ValueError."""
+        try:
+            return read(raw)
+        except ValueError as error:
+            self._report(path, str(error))
+            return None
+
+    def _report(self, path: KeyPath, message: str, *, warning: bool = False) -> None:
+        line = line_of(self.document.lines, path)
+        self.problems.append(Problem(self.file, line, dotted(path), message, "warning" if warning else "error"))
+
+
+def _split(text: str) -> tuple[str, str | None, bool]:
+    """A reference without tag and digest, its tag, and whether it has a digest; a port is no tag."""
+    layout = text.startswith("oci:")
+    bare, at, _ = (text, "", "") if layout else text.partition("@")
+    head, colon, tag = bare.rpartition(":")
+    if not colon or "/" in tag or (layout and head == "oci"):
+        return bare, None, bool(at)
+    return head, tag, bool(at)
+
+
+def _without_tag(name: ImageName) -> ImageName:
+    if isinstance(name, LayoutReference):
+        return LayoutReference(name.directory)
+    return Reference(name.registry, name.repository)

@@ -1,0 +1,8 @@
+"""Adapters that publish: a plain directory, and CernVM-FS through `cvmfs_server`."""
+
+from __future__ import annotations
+
+from cvmfs_sync.repository.cvmfs import CvmfsRepository
+from cvmfs_sync.repository.directory import DirectoryRepository
+
+__all__ = ["CvmfsRepository", "DirectoryRepository"]

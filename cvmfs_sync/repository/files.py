@@ -1,0 +1,64 @@
+"""Small changes to a repository's own files, for both backends: all names here are cvmfs-sync's, none an image's."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from cvmfs_sync.errors import RepositoryUnavailable
+
+__all__ = ["make_parents", "sync_directory", "sync_file_system", "write_new"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def make_parents(root: Path, path: str) -> Path:
+    """The absolute path of `path`, its parents made with mode 0755 whatever the umask.
+
+    Raises:
+        RepositoryUnavailable: If something that is no directory stands in the way.
+    """
+    current = root
+    *parents, name = path.split("/")
+    for parent in parents:
+        current = current / parent
+        try:
+            current.mkdir()
+            current.chmod(0o755)
+        except FileExistsError:
+            if not current.is_dir() or current.is_symlink():
+                raise RepositoryUnavailable(
+                    f"cannot make {path}", found=f"{current} is not a directory", todo="move it out of the way"
+                ) from None
+    return current / name
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """A new file of mode 0644, on disk when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fchmod(descriptor, 0o644)
+        os.fsync(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file_system(path: Path) -> None:
+    """syncfs(2): everything written to the file system of `path` is on disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""The state database: a cache with a memory.
+
+What a name meant when it was last asked, which images failed and why, and what happened to each, in SQLite. The
+repository is the truth: a database that is lost, damaged or of another version costs its history and a few requests,
+never an image, so it is set aside and begun anew. One process uses it at a time; `instance` sees to that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from cvmfs_sync.errors import CvmfsSyncError, InvalidReference, RepositoryBusy
+from cvmfs_sync.reference import Digest
+from cvmfs_sync.rootfs import os_errors
+
+__all__ = ["Event", "Failure", "State", "instance"]
+
+log = logging.getLogger(__name__)
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE seen (
+    name TEXT NOT NULL, platform TEXT NOT NULL, source TEXT NOT NULL, digest TEXT NOT NULL, at TEXT NOT NULL,
+    PRIMARY KEY (name, platform)
+) WITHOUT ROWID;
+CREATE TABLE failures (
+    link TEXT PRIMARY KEY, name TEXT NOT NULL, reason TEXT NOT NULL, temporary INTEGER NOT NULL, count INTEGER NOT NULL,
+    since TEXT NOT NULL, last TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY, at TEXT NOT NULL, link TEXT NOT NULL, name TEXT NOT NULL, event TEXT NOT NULL,
+    digest TEXT, detail TEXT NOT NULL
+);
+CREATE INDEX events_by_link ON events (link, id);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that failed when it was last tried.
+
+    Attributes:
+        count: Failures in a row.
+        since: First of them, UTC.
+        last: Latest of them, UTC.
+    """
+
+    name: str
+    reason: str
+    temporary: bool
+    count: int
+    since: datetime
+    last: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a link: `published`, `moved`, `failed`, `recovered`."""
+
+    at: datetime
+    name: str
+    event: str
+    digest: str | None
+    detail: str
+
+
+class State:
+    """The database of one repository.
+
+    Args:
+        directory: Made if it is not there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "state.sqlite"
+        with os_errors(f"to the state directory {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._database = self._open()
+        except sqlite3.OperationalError as error:
+            raise CvmfsSyncError(
+                f"the state database {self.path} cannot be used",
+                found=str(error),
+                todo="see that the directory is writable and no other process holds the database",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            aside = self.path.with_suffix(".damaged")
+            log.warning("the state database is damaged (%s); moved to %s, history begins anew", error, aside)
+            self.path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            self._database = self._open()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def remember(self, name: str, platform: str, source: Digest, digest: Digest, at: datetime) -> None:
+        """Note that `name` meant `source`, and for this platform the manifest `digest`."""
+        with self._database as database:
+            database.execute(
+                "REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", (name, platform, str(source), str(digest), at.isoformat())
+            )
+
+    def recall(self, name: str, platform: str, source: Digest) -> Digest | None:
+        """The manifest that `source` held for this platform, if that was ever learnt."""
+        row = self._database.execute(
+            "SELECT digest FROM seen WHERE name = ? AND platform = ? AND source = ?", (name, platform, str(source))
+        ).fetchone()
+        with suppress(InvalidReference):
+            return Digest.parse(row[0]) if row else None
+        return None
+
+    def last_seen(self, name: str, platform: str) -> datetime | None:
+        """When the registry last answered for this name."""
+        row = self._database.execute("SELECT at FROM seen WHERE name = ? AND platform = ?", (name, platform)).fetchone()
+        return datetime.fromisoformat(row[0]) if row else None
+
+    def failed(self, link: str, name: str, reason: str, *, temporary: bool, at: datetime) -> None:
+        """Count a failure."""
+        now = at.isoformat()
+        first = self.failure(link) is None
+        with self._database as database:
+            database.execute(
+                "INSERT INTO failures VALUES (?, ?, ?, ?, 1, ?, ?) ON CONFLICT (link) DO UPDATE SET"
+                " name = excluded.name, reason = excluded.reason, temporary = excluded.temporary,"
+                " count = count + 1, last = excluded.last",
+                (link, name, reason, temporary, now, now),
+            )
+            if first:
+                self._event(database, at, link, name, "failed", None, reason)
+
+    def succeeded(self, link: str, name: str, at: datetime) -> None:
+        """Forget that it failed."""
+        if self.failure(link) is not None:
+            with self._database as database:
+                database.execute("DELETE FROM failures WHERE link = ?", (link,))
+                self._event(database, at, link, name, "recovered", None, "")
+
+    def failure(self, link: str) -> Failure | None:
+        """Why a link failed when it was last tried; None if it did not."""
+        row = self._database.execute(
+            "SELECT name, reason, temporary, count, since, last FROM failures WHERE link = ?", (link,)
+        ).fetchone()
+        if row is None:
+            return None
+        name, reason, temporary, count, since, last = row
+        return Failure(
+            name, reason, bool(temporary), count, datetime.fromisoformat(since), datetime.fromisoformat(last)
+        )
+
+    def record(self, link: str, name: str, event: str, digest: Digest | None, detail: str, at: datetime) -> None:
+        """Add an event to the history."""
+        with self._database as database:
+            self._event(database, at, link, name, event, str(digest) if digest else None, detail)
+
+    def history(self, link: str, limit: int = 20) -> tuple[Event, ...]:
+        """What happened to a link, latest first."""
+        rows = self._database.execute(
+            "SELECT at, name, event, digest, detail FROM events WHERE link = ? ORDER BY id DESC LIMIT ?", (link, limit)
+        )
+        return tuple(Event(datetime.fromisoformat(at), *rest) for at, *rest in rows)
+
+    @staticmethod
+    def _event(
+        database: sqlite3.Connection, at: datetime, link: str, name: str, event: str, digest: str | None, detail: str
+    ) -> None:
+        database.execute(
+            "INSERT INTO events (at, link, name, event, digest, detail) VALUES (?, ?, ?, ?, ?, ?)",
+            (at.astimezone(UTC).isoformat(), link, name, event, digest, detail),
+        )
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=10)
+        database.execute("PRAGMA journal_mode = WAL")
+        # A power cut may cost the last cycle's memory; the repository has what counts.
+        database.execute("PRAGMA synchronous = NORMAL")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == _VERSION:
+            database.execute("SELECT 1 FROM seen, failures, events LIMIT 1")
+            return database
+        tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if version != 0 or tables:
+            database.close()
+            raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
+        with database:
+            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        return database
+
+
+@contextmanager
+def instance(directory: Path) -> Iterator[None]:
+    """Be the only cvmfs-sync that works with this state directory; the lock goes with the process.
+
+    Raises:
+        RepositoryBusy: Another one runs.
+    """
+    path = directory / "lock"
+    with os_errors(f"to the state directory {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a+")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RepositoryBusy(
+                "another cvmfs-sync is at work",
+                found=f"process {lock.read().strip() or 'unknown'} holds {path}",
+                todo="wait for it to finish; 'cvmfs-sync status' shows what is published meanwhile",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,128 @@
+"""What is there and what is not, for `status` and whoever else asks.
+
+List, repository and state database go in; a line for each link comes out. No registry is asked, so for a wish that
+filters tags the known tags are those that are published or have failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cvmfs_sync.errors import InvalidReference
+from cvmfs_sync.imagelist import ImageList, Wish
+from cvmfs_sync.layout import Layout
+from cvmfs_sync.ports import Repository
+from cvmfs_sync.publish import Catalogue, published, read_catalogue
+from cvmfs_sync.reference import ImageName, Platform, parse_image
+from cvmfs_sync.state import Event, Failure, State
+
+__all__ = ["ImageStatus", "image_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """One link.
+
+    Attributes:
+        state: `published`; `failed` when it failed last, whether or not an older one is published; `pending` before the
+            first try; `unlisted` when it is published and the list does not ask for it.
+        digest: Of what is published; None if nothing is.
+        size: Bytes, unpacked.
+        checked_at: When the registry was last asked with success.
+    """
+
+    state: str
+    image: str
+    link: str
+    digest: str | None
+    size: int | None
+    published_at: str | None
+    checked_at: str | None
+    description: str | None
+    failure: Failure | None
+    history: tuple[Event, ...]
+
+
+def image_status(
+    repository: Repository, layout: Layout, state: State, wishes: ImageList, only: Sequence[ImageName] = ()
+) -> tuple[ImageStatus, ...]:
+    """The state of every wished link, and of published links that the list no longer asks for.
+
+    Args:
+        repository: Where they are published.
+        layout: Where links are.
+        state: Failures and history.
+        wishes: The list.
+        only: Names to restrict the answer to; one that nobody asks for is reported as unlisted or pending.
+    """
+    catalogue = read_catalogue(repository, layout)
+    statuses: list[ImageStatus] = []
+    listed: set[str] = set()
+    for wish in wishes.wishes:
+        for name, platform, link in _links(wish, layout, catalogue):
+            listed.add(link)
+            if not only or name in only:
+                statuses.append(_status(repository, layout, state, catalogue, name, platform, link, wish))
+    for link, line in catalogue.items():
+        if link in listed or published(repository, layout, link) is None:
+            continue
+        unlisted = _parsed(line.image)
+        if unlisted is not None and (not only or unlisted in only):
+            statuses.append(
+                _status(repository, layout, state, catalogue, unlisted, Platform.parse(line.platform), link, None)
+            )
+    return tuple(statuses)
+
+
+def _links(wish: Wish, layout: Layout, catalogue: Catalogue) -> Iterator[tuple[ImageName, Platform, str]]:
+    names: list[ImageName] = [wish.name]
+    if wish.tags is not None:
+        repository = str(wish.name)
+        known = {_parsed(line.image) for line in catalogue.values() if line.image.startswith(f"{repository}:")}
+        chosen = [name for name in known if name is not None and name.tag and wish.tags.matches(name.tag)]
+        names = sorted(chosen, key=str) or names
+    for name in names:
+        for platform in wish.platforms:
+            yield name, platform, layout.link(name, None if platform == wish.platforms[0] else platform)
+
+
+def _status(
+    repository: Repository,
+    layout: Layout,
+    state: State,
+    catalogue: Catalogue,
+    name: ImageName,
+    platform: Platform,
+    link: str,
+    wish: Wish | None,
+) -> ImageStatus:
+    there = published(repository, layout, link)
+    line = catalogue.get(link)
+    failure = state.failure(link)
+    seen = state.last_seen(str(name), str(platform))
+    if wish is None:
+        word = "unlisted"
+    elif failure is not None:
+        word = "failed"
+    else:
+        word = "pending" if there is None else "published"
+    return ImageStatus(
+        state=word,
+        image=str(name) if platform == Platform() else f"{name} ({platform})",
+        link=link,
+        digest=str(there.digest) if there else None,
+        size=int(there.record.get("size", 0)) if there else None,
+        published_at=line.published_at if line and there else None,
+        checked_at=seen.isoformat() if seen else None,
+        description=wish.description if wish else None,
+        failure=failure,
+        history=state.history(link),
+    )
+
+
+def _parsed(image: str) -> ImageName | None:
+    try:
+        return parse_image(image)
+    except InvalidReference:
+        return None

@@ -1,0 +1,82 @@
+"""Fixtures that all tests may use; what they give is described in `tests.support`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support import cvmfs, debian, registry  # noqa: E402 -- after its assertions are rewritten
+
+# A slow machine is no failure. CI tries the same examples in every run, `make fuzz` many others.
+settings.register_profile("default", deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.register_profile(
+    "fuzz", deadline=None, max_examples=20_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _umask() -> Iterator[None]:
+    """Give every test, and all that it starts, the umask of a daemon."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the user's settings, proxies and credentials for registries out of the tests."""
+    for name in list(os.environ):
+        if name.upper().startswith(("CVMFS_", "FAKE_CVMFS_")) and name != "CVMFS_SYNC_TEST_REPOSITORY":
+            monkeypatch.delenv(name)
+        if name.lower() in {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "registry_auth_file"}:
+            monkeypatch.delenv(name)
+    # docker-py and oras read it; nothing is there.
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path_factory.getbasetemp() / "no-docker-config"))
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+
+
+@pytest.fixture(scope="session")
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.RegistryServer]:
+    """A real registry for the whole session: let each test use a repository name of its own.
+
+    For one with a password, or one that a test damages or stops, use `start_docker_registry(tmp_path, ...)`.
+    """
+    with registry.start_docker_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_rootfs() -> Path:
+    """A tar file with Debian's essential packages; read-only."""
+    return debian.debian_rootfs()
+
+
+@pytest.fixture(scope="session")
+def debian_layout(debian_rootfs: Path) -> Path:
+    """An OCI layout with the tags "1", "2" and "env" of a real Debian image; read-only."""
+    return debian.debian_layout(debian_rootfs)
+
+
+@pytest.fixture(scope="session")
+def debian_image(docker_registry: registry.RegistryServer, debian_layout: Path) -> debian.DebianImage:
+    """The images of `debian_layout` in the registry, too: `debian/test`, tags "1", "2", "env"."""
+    repository = "debian/test"
+    first, moved, env = (docker_registry.push_layout(debian_layout, tag, repository, tag) for tag in debian.TAGS)
+    return debian.DebianImage(docker_registry.host, repository, debian_layout, first, moved, env)
+
+
+@pytest.fixture
+def fake_cvmfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cvmfs.FakeCvmfs:
+    """A fake publisher with the repository unpacked.example.org, first on PATH."""
+    fake = cvmfs.FakeCvmfs(tmp_path / "publisher", "unpacked.example.org")
+    fake.make()
+    for name, value in fake.environment.items():
+        monkeypatch.setenv(name, value)
+    return fake
