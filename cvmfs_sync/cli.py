@@ -292,17 +292,19 @@ def _squash(
         raise UsageError("a tar archive is not for a terminal", todo="redirect stdout, or name a file with -o")
     # Layers may be large and /tmp may be memory.
     temporary = tempfile.TemporaryDirectory(prefix="cvmfs-sync-", dir=os.environ.get("TMPDIR", "/var/tmp"))  # noqa: S108
-    with temporary as directory, _output(output) as stream:
+    with temporary as directory, tempfile.TemporaryFile(dir=directory) as aside, _output(output) as stream:
         start = stream.tell() if stream.seekable() else None
         flat = partial(_flatten, name, Platform.parse(platform), insecure, Spool(Path(directory)), sandbox=False)
         try:
-            flat(TarSink(stream))
+            flat(TarSink(stream, aside))
         except OutOfOrder:
             if start is None:
                 raise
             stream.seek(start)
             stream.truncate()
-            flat(TarSink(stream, Placement.NEVER))
+            aside.seek(0)
+            aside.truncate()
+            flat(TarSink(stream, aside, Placement.NEVER))
     return 0
 
 

@@ -292,6 +292,7 @@ class _Pipeline:
     def __init__(self, path: Path, diff_id: Digest, what: str, limits: Limits) -> None:
         self._path = path
         self._diff_id = diff_id
+        self._digest = hashlib.new(diff_id.algorithm)
         self._what = what
         self._limits = limits
         self._stopped = False
@@ -338,12 +339,12 @@ class _Pipeline:
                     if self._stopped:
                         break
                     self._inflated.put(piece)
-        except BaseException as problem:  # the caller gets it, whatever it is
+        except BaseException as problem:  # noqa: BLE001 -- the caller gets it, whatever it is
             outcome = problem
         self._inflated.put(outcome)
 
     def _hash(self) -> None:
-        digest = hashlib.new(self._diff_id.algorithm)
+        digest = self._digest
         while isinstance(item := self._inflated.get(), bytes):
             digest.update(item)
             self._hashed.put(item)

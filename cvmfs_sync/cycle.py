@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from itertools import accumulate
 from typing import assert_never
 
-from cvmfs_sync.errors import CvmfsSyncError, ImageError, ListError, RepositoryError, UsageError
+from cvmfs_sync.errors import CvmfsSyncError, ImageError, ListError, NoSpace, RepositoryError, UsageError
 from cvmfs_sync.fetch import Spool, fetching
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import ImageList, Wish
@@ -32,6 +33,7 @@ from cvmfs_sync.publish import (
     put_image,
     put_links,
     read_catalogue,
+    stored_catalogue,
 )
 from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
 from cvmfs_sync.resolve import Sources, expand, resolve, source_digest
@@ -97,12 +99,18 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True)
 class Relink:
-    """The tree is published; link or catalogue have to say so."""
+    """The tree is published; link or catalogue have to say so.
+
+    Attributes:
+        image: Set while the tree is still to be published for another link of this cycle: should that fail, this link's
+            own registry is asked for it.
+    """
 
     target: Target
     source: Digest
     digest: Digest
     reason: str
+    image: ResolvedImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +171,9 @@ class CycleReport:
     @property
     def exit_code(self) -> int:
         """0 all is well, 1 an image failed, 3 the repository or the machine stopped us."""
-        if self.stopped is not None:
-            return self.stopped.exit_code
+        errors = [self.stopped, *(outcome.error for outcome in self.outcomes)]
+        if any(isinstance(error, RepositoryError) for error in errors):
+            return RepositoryError.exit_code
         return 1 if any(outcome.result == "failed" for outcome in self.outcomes) else 0
 
 
@@ -177,25 +186,25 @@ def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
         only: Names to restrict the cycle to.
 
     Raises:
-        UsageError: A name of `only` is not in the list.
+        UsageError: A name of `only` is not in the list, or not among the tags that it selects.
         ListError: Two wishes claim one link.
     """
     today = context.now().date()
     current = [wish for wish in wishes.wishes if not _expired(wish, today)]
     expired = tuple(wish for wish in wishes.wishes if _expired(wish, today))
     if only:
+        _require_listed(only, current, expired)
         current = [wish for wish in current if any(_matches(wish, name) for name in only)]
-        missing = [name for name in only if not any(_matches(wish, name) for wish in current)]
-        if missing:
-            raise UsageError(f"{missing[0]} is not in the image list", todo="add it to the list, or check its spelling")
     catalogue = read_catalogue(context.repository, context.recipe.layout)
-    context.progress.start("asking registries", len(current))
     with ThreadPoolExecutor(_ASKING, thread_name_prefix="ask") as executor:
         expanded = list(executor.map(lambda wish: _targets(context, wish), current))
-        targets = [target for group in expanded for target in group if not only or _asked(target, only)]
-        _refuse_collisions(targets)
-        answers = list(executor.map(lambda target: _ask(context, target), targets))
-        decisions = [_decide(context, catalogue, answer) for answer in answers]
+        targets = _distinct([target for group in expanded for target in group if not only or _asked(target, only)])
+        if only:
+            _require_selected(only, targets)
+        names = list(dict.fromkeys(target.name for target in targets if isinstance(target, Target)))
+        context.progress.start("asking registries", len(names))
+        answers = dict(zip(names, executor.map(lambda name: _ask(context, name), names), strict=True))
+        decisions = [_decide(context, catalogue, target, answers) for target in targets]
         resolved = list(executor.map(lambda decision: _resolve(context, decision), decisions))
     steps: list[Step] = []
     coming: set[Digest] = set()
@@ -207,11 +216,14 @@ def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
             # link of this cycle.
             settled = _settle(context, catalogue, target, source, digest)
             if settled is None and digest in coming:
-                settled = Relink(target, source, digest, step.reason)
+                settled = Relink(target, source, digest, step.reason, step.image)
             coming.add(digest)
             steps.append(settled or step)
         else:
             steps.append(step)
+    if stored_catalogue(context.repository) is None:
+        # It was lost, and is written anew with the links.
+        steps = [Relink(s.target, s.source, s.digest, "catalogue") if isinstance(s, Unchanged) else s for s in steps]
     return Plan(tuple(steps), expired)
 
 
@@ -231,22 +243,25 @@ def sync(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
     relinks: list[Relink] = []
     stopped: RepositoryError | None = None
     needed = _users(decided.steps)
-    for step in decided.steps:
+    _forget_listing_failures(context, decided.steps)
+    for planned in decided.steps:
+        step = _at_its_turn(context, planned)
         match step:
             case Unchanged():
+                _remember(context, step.target, step.source, step.digest)
                 outcome = Outcome(step.target, "unchanged", step.digest)
             case Failed():
                 outcome = Outcome(step.target, "failed", error=step.error)
             case Relink():
                 relinks.append(step)
+                if step.image is not None:
+                    _release(context, step.image, needed)
                 continue
             case Publish() if stopped is not None:
                 outcome = Outcome(step.target, "skipped", step.image.digest)
             case Publish():
-                outcome = _publish(context, step)
-                if isinstance(outcome.error, RepositoryError):
-                    stopped = outcome.error
-                else:
+                outcome, stopped = _publish(context, step.target, step.image)
+                if stopped is None:
                     _release(context, step.image, needed)
             case _:
                 assert_never(step)
@@ -263,15 +278,6 @@ def sync(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a target's name means now, or why nobody knows."""
-
-    target: Target
-    source: Digest | None = None
-    error: CvmfsSyncError | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Unresolved:
     """A target whose manifest has to be fetched before anything is decided."""
 
@@ -285,8 +291,8 @@ def _targets(context: Context, wish: Wish) -> tuple[Target | Failed, ...]:
     layout = context.recipe.layout
     try:
         names: Iterable[ImageName] = expand(wish, context.sources)
-    except ImageError as error:
-        return (Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), error),)
+    except Exception as error:  # noqa: BLE001 - see _image_error
+        return (Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), _image_error(error, wish)),)
     return tuple(
         Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
         for name in names
@@ -294,23 +300,39 @@ def _targets(context: Context, wish: Wish) -> tuple[Target | Failed, ...]:
     )
 
 
-def _ask(context: Context, target: Target | Failed) -> _Answer:
-    if isinstance(target, Failed):
-        return _Answer(target.target, error=target.error)
+def _ask(context: Context, name: ImageName) -> Digest | ImageError:
+    """What a name means now, or why nobody knows."""
     try:
-        return _Answer(target, source_digest(target.name, context.sources))
-    except ImageError as error:
-        return _Answer(target, error=error)
+        return source_digest(name, context.sources)
+    except Exception as error:  # noqa: BLE001 - see _image_error
+        return _image_error(error, name)
     finally:
         context.progress.advance(1)
 
 
-def _decide(context: Context, catalogue: Catalogue, answer: _Answer) -> Step | _Unresolved:
+def _image_error(error: Exception, what: object) -> ImageError:
+    """What ends one image and no more: a defect of ours that one odd image meets must not stop all the others."""
+    if isinstance(error, RepositoryError):
+        raise error
+    if isinstance(error, ImageError):
+        return error
+    log.debug("unexpected", exc_info=error)
+    return ImageError(
+        f"{what}: cvmfs-sync has a defect",
+        found=f"{type(error).__name__}: {str(error)[:500]}",
+        todo="report it, with the output of 'cvmfs-sync -vv sync' for this image; the other images are not concerned",
+    )
+
+
+def _decide(
+    context: Context, catalogue: Catalogue, target: Target | Failed, answers: Mapping[ImageName, Digest | ImageError]
+) -> Step | _Unresolved:
     """What the repository and our memory say about an answer; asks nobody."""
-    target, source = answer.target, answer.source
-    if source is None:
-        assert answer.error is not None  # noqa: S101 - an answer has one or the other
-        return Failed(target, answer.error)
+    if isinstance(target, Failed):
+        return target
+    source = answers[target.name]
+    if isinstance(source, ImageError):
+        return Failed(target, source)
     there = published(context.repository, context.recipe.layout, target.link)
     digest = _known_digest(context, target, source, catalogue.get(target.link), there)
     settled = None if digest is None else _settle(context, catalogue, target, source, digest)
@@ -355,28 +377,38 @@ def _resolve(context: Context, decision: Step | _Unresolved) -> Step:
     target, there = decision.target, decision.there
     try:
         image = resolve(target.name, decision.source, target.platform, context.sources)
-    except ImageError as error:
-        return Failed(target, error)
+    except Exception as error:  # noqa: BLE001 - see _image_error
+        return Failed(target, _image_error(error, target))
     return Publish(target, image, there.digest if there else None, _reason(there, image.digest))
 
 
-def _publish(context: Context, step: Publish) -> Outcome:
-    """Fetch and publish one image. Nothing is downloaded while the transaction is open."""
+def _publish(context: Context, target: Target, image: ResolvedImage) -> tuple[Outcome, RepositoryError | None]:
+    """Fetch and publish one image. Nothing is downloaded while the transaction is open.
+
+    Returns:
+        What became of it, and what ends the cycle. An image that is too large for the spool does not: others fit.
+    """
     started = time.monotonic()
-    image, target = step.image, step.target
+    fetched = False
     try:
         context.progress.start(f"fetching {target}", image.compressed_size)
         with fetching(image, context.sources, context.spool, context.progress) as layers:
             for layer in layers:
                 layer.blob()
+            fetched = True
             context.progress.start(f"publishing {target}", image.compressed_size)
             put_image(
                 context.repository, context.recipe, image, layers, target.link,
                 target.wish, target.platform, context.now(), context.progress,
             )  # fmt: skip
-    except (ImageError, RepositoryError) as error:
-        return Outcome(target, "failed", image.digest, error, time.monotonic() - started)
-    return Outcome(target, "published", image.digest, None, time.monotonic() - started, image.compressed_size)
+    except RepositoryError as error:
+        outcome = Outcome(target, "failed", image.digest, error, time.monotonic() - started)
+        return outcome, error if fetched or not isinstance(error, NoSpace) else None
+    except Exception as error:  # noqa: BLE001 - see _image_error
+        failure = _image_error(error, target)
+        return Outcome(target, "failed", image.digest, failure, time.monotonic() - started), None
+    seconds = time.monotonic() - started
+    return Outcome(target, "published", image.digest, None, seconds, image.compressed_size), None
 
 
 def _relink(context: Context, steps: Sequence[Relink], stopped: RepositoryError | None) -> list[Outcome]:
@@ -453,11 +485,19 @@ def _remember(context: Context, target: Target, source: Digest, digest: Digest) 
     context.state.remember(str(target.name), str(target.platform), source, digest, context.now())
 
 
+def _at_its_turn(context: Context, step: Step) -> Step:
+    """A link to a tree that should have been published by now, and was not, publishes it itself."""
+    if isinstance(step, Relink) and step.image is not None:
+        tree = find_tree(context.repository, context.recipe.layout, step.digest)
+        return Publish(step.target, step.image, None, step.reason) if tree is None else step
+    return step
+
+
 def _users(steps: Sequence[Step]) -> dict[Digest, int]:
     """How many images of this cycle need each layer."""
     users: dict[Digest, int] = {}
     for step in steps:
-        if isinstance(step, Publish):
+        if isinstance(step, Publish | Relink) and step.image is not None:
             for digest in {layer.digest for layer in step.image.manifest.layers}:
                 users[digest] = users.get(digest, 0) + 1
     return users
@@ -470,19 +510,67 @@ def _release(context: Context, image: ResolvedImage, users: dict[Digest, int]) -
             context.spool.drop(digest)
 
 
-def _refuse_collisions(targets: Sequence[Target | Failed]) -> None:
+def _distinct(targets: Sequence[Target | Failed]) -> list[Target | Failed]:
+    """One target for each link: of several wishes for one image, the one that names its tag speaks for it.
+
+    Raises:
+        ListError: Two images claim one link, or one link lies below the other.
+    """
     claimed: dict[str, Target] = {}
     for target in targets:
         if isinstance(target, Failed):
             continue
         other = claimed.setdefault(target.link, target)
-        if other is not target and (other.name, other.platform) != (target.name, target.platform):
-            raise ListError(
-                f"two images claim the link {target.link}",
-                found=f"{other} (line {other.wish.line}) and {target} (line {target.wish.line})",
-                expected="one of them",
-                todo="remove one from the list, or use layout 'unpacked', whose links name the registry",
+        if (other.name, other.platform) != (target.name, target.platform):
+            raise _collision(other, target)
+        if other.wish.tags is not None and target.wish.tags is None:
+            claimed[target.link] = target
+    for link, target in claimed.items():
+        for above in accumulate(link.split("/")[:-1], "{}/{}".format):
+            if above in claimed:
+                raise _collision(claimed[above], target)
+    return [target for target in targets if isinstance(target, Failed) or claimed[target.link] is target]
+
+
+def _collision(one: Target, other: Target) -> ListError:
+    return ListError(
+        f"two images claim the link {one.link}",
+        found=f"{one} (line {one.wish.line}) and {other} (line {other.wish.line})",
+        expected="one of them",
+        todo="remove one from the list, or use layout 'unpacked', whose links name the registry",
+    )
+
+
+def _require_listed(only: Sequence[ImageName], current: Sequence[Wish], expired: Sequence[Wish]) -> None:
+    for name in only:
+        if any(_matches(wish, name) for wish in current):
+            continue
+        for wish in expired:
+            if _matches(wish, name):
+                raise UsageError(
+                    f"{name} is not wished for any more",
+                    found=f"line {wish.line} of the image list expired on {wish.expires}",
+                    todo="set a later date there",
+                )
+        raise UsageError(f"{name} is not in the image list", todo="add it to the list, or check its spelling")
+
+
+def _require_selected(only: Sequence[ImageName], targets: Sequence[Target | Failed]) -> None:
+    """Refuse a tag that a filter of the list matches, and that is not there, or older than those that it keeps."""
+    if any(isinstance(target, Failed) for target in targets):
+        return
+    for name in only:
+        if not any(isinstance(target, Target) and target.name == name for target in targets):
+            raise UsageError(
+                f"{name} is not among the tags that the image list selects now",
+                todo="compare the entry's 'tags' and 'keep' with the tags of the repository",
             )
+
+
+def _forget_listing_failures(context: Context, steps: Sequence[Step]) -> None:
+    """Tags that could be listed again: their failure stands under the wish's own name, which has no link."""
+    for wish in {step.target.wish: None for step in steps if step.target.name != step.target.wish.name}:
+        context.state.succeeded(context.recipe.layout.link(wish.name), str(wish.name), context.now())
 
 
 def _expired(wish: Wish, today: date) -> bool:

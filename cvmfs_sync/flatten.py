@@ -77,7 +77,7 @@ class Placement(enum.Enum):
     CERTAIN = enum.auto()
     """It can't, but most paths are known to be right when they are read."""
     NEVER = enum.auto()
-    """Everything is read a second time."""
+    """Everything is put aside until the whole image is known."""
 
 
 class Sink(Protocol):
@@ -86,8 +86,12 @@ class Sink(Protocol):
     placement: Placement
     """When files may be placed while the layers are being read."""
 
-    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader) -> bool:
-        """Write a regular file at its own path; False if it had to be put aside because something stands there."""
+    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader, *, certain: bool) -> bool:
+        """Write a regular file at its own path, or put its content aside and return False.
+
+        `certain` says that the path is the right one as far as the layers read so far can tell, and always so for a
+        sink that can move what it has written.
+        """
 
     def arrange(self, arrangement: Arrangement) -> None:
         """Take back what was placed wrongly. Files put aside by `place` are known to the sink by layer and ordinal."""
@@ -171,8 +175,9 @@ def _stream(
                 if WHITEOUT in path and path.rpartition(b"/")[2].startswith(WHITEOUT):
                     if certainty is not None:
                         certainty.note_whiteout(path)
-                elif path and not shadow.hides(path) and (certainty is None or certainty.holds(path)):
-                    flag = _PLACED if sink.place(number, ordinal, entry, reader) else _ASIDE
+                elif path and not shadow.hides(path):
+                    certain = certainty is None or certainty.holds(path)
+                    flag = _PLACED if sink.place(number, ordinal, entry, reader, certain=certain) else _ASIDE
             elif certainty is not None:
                 certainty.note(entry)
             index.append(entry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
@@ -53,6 +53,15 @@ class Layout:
         if platform is not None:
             return f".multiarch/{str(platform).replace('/', '-')}/{path}"
         return path
+
+    def image(self, link: str) -> str | None:
+        """The image that a link names: the inverse of `link`, but for the platform. None where links do not tell it."""
+        if link.startswith(".multiarch/"):
+            link = link.split("/", 2)[2]
+        if self.name != "unpacked":
+            return None
+        # No registry is called just "oci": its name has a dot or a port, or is localhost.
+        return f"oci:{link.removeprefix('oci')}" if link.startswith("oci/") else link
 
     def _repository(self, image: Reference) -> str:
         return image.name if self.name == "unpacked" else image.repository
@@ -99,4 +108,7 @@ def relative_target(link: str, tree: str) -> str:
 
 def runnable(image: ImageName) -> str:
     """How Apptainer is told to get an image that is not published."""
-    return f"docker://{image}" if isinstance(image, Reference) else str(image)
+    if isinstance(image, Reference):
+        # The docker transport refuses a name with both; the digest decides.
+        return f"docker://{replace(image, tag=None) if image.digest else image}"
+    return str(image)

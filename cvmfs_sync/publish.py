@@ -42,6 +42,7 @@ __all__ = [
     "put_image",
     "put_links",
     "read_catalogue",
+    "stored_catalogue",
 ]
 
 _VERSION = 1
@@ -124,13 +125,19 @@ def find_tree(repository: Repository, layout: Layout, digest: Digest) -> Publish
 
 def read_catalogue(repository: Repository, layout: Layout) -> Catalogue:
     """`catalogue.json`; made anew from links and records if it is not there, or of another version or form."""
+    stored = stored_catalogue(repository)
+    return dict(_scan(repository, layout)) if stored is None else stored
+
+
+def stored_catalogue(repository: Repository) -> Catalogue | None:
+    """`catalogue.json`; None if it is not there, or of another version or form."""
     try:
         document = json.loads((repository.root / CATALOGUE).read_bytes())
         if document["version"] == _VERSION:
             return {link: CatalogueEntry(**entry) for link, entry in document["images"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    return dict(_scan(repository, layout))
+    return None
 
 
 def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, CatalogueEntry]]:
@@ -148,7 +155,7 @@ def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, Catalog
                 yield (
                     link,
                     CatalogueEntry(
-                        image=str(record.get("reference")),
+                        image=layout.image(link) or str(record.get("reference")),
                         digest=str(tree.digest),
                         source_digest=str(record.get("source_digest")),
                         platform=str(record.get("platform")),

@@ -177,7 +177,9 @@ def parse_image(text: str, *, base: Path | None = None) -> ImageName:
         raise _bad(text, "no directory", "oci:DIR or oci:DIR:tag")
     if colon and "/" not in text[4:].rpartition(":")[2] and not _TAG.match(tag):
         raise _bad(text, f"tag {tag!r}", "letters, digits, '_', '.', '-'")
-    return LayoutReference(Path(os.path.normpath((base or Path.cwd()) / directory)), tag or None)
+    # normpath keeps two slashes at the beginning, which POSIX leaves to the system, and to Linux are one.
+    path = re.sub(r"\A//+", "/", os.path.normpath((base or Path.cwd()) / directory))
+    return LayoutReference(Path(path), tag or None)
 
 
 def _split_registry(name: str) -> tuple[str, str]:

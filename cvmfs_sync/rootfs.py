@@ -126,7 +126,7 @@ class DirectorySink:
         self._open.clear()
         os.close(self._root)
 
-    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader) -> bool:
+    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader, *, certain: bool) -> bool:  # noqa: ARG002
         """See `flatten.Sink`."""
         parent, _, name = entry.path.rpartition(b"/")
         try:

@@ -8,7 +8,9 @@ Header") only where a value does not fit; written here and not by `tarfile`, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 from cvmfs_sync.errors import InvalidImage
@@ -32,11 +34,14 @@ _SECOND = 1_000_000_000
 _MAX_ID = 0o7777777
 _MAX_SIZE = 0o77777777777
 _ZEROS = bytes(1 << 16)
-_DEVICE = {number: b"%07o\0" % number for number in range(256)}
+_MAGIC = b"ustar\x0000" + bytes(64)
+_NO_DEVICE = b"0000000\x000000000\0"
+_BLANK_CHECKSUM = 8 * ord(" ")
+_PIECE = 1 << 20
 
 
 class OutOfOrder(InvalidImage):
-    """What was written can't be taken back; `Placement.NEVER` writes this image, reading its layers twice."""
+    """What was written can't be taken back. `Placement.NEVER` writes this image, keeping all its content aside."""
 
 
 class TarSink:
@@ -44,18 +49,29 @@ class TarSink:
 
     Args:
         stream: Where to.
-        placement: `CERTAIN` for one reading, which a few odd images defeat: see `OutOfOrder`. `NEVER` for two.
+        aside: An empty file for the content of files whose path is not certain when they are read; closed by the
+            caller. In ordinary images there are none.
+        placement: `CERTAIN`, which a few odd images defeat: see `OutOfOrder`; or `NEVER`.
     """
 
-    def __init__(self, stream: IO[bytes], placement: Placement = Placement.CERTAIN) -> None:
+    def __init__(self, stream: IO[bytes], aside: IO[bytes], placement: Placement = Placement.CERTAIN) -> None:
         self.placement = placement
         self._stream = stream
+        self._aside = aside
+        self._aside_size = 0
+        self._waiting: dict[tuple[int, int], int] = {}
         self._emitted: dict[tuple[int, int], bytes] = {}
 
-    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader) -> bool:  # noqa: ARG002
+    def place(self, layer: int, ordinal: int, entry: Entry, content: Reader, *, certain: bool) -> bool:
         """See `flatten.Sink`. What is emitted twice under one name is so in the layer too: the last one wins."""
-        self._file(entry.path, entry, content)
-        return True
+        if certain:
+            self._file(entry.path, entry, content.content())
+            return True
+        self._waiting[layer, ordinal] = self._aside_size
+        for piece in content.content():
+            self._aside.write(piece)
+            self._aside_size += len(piece)
+        return False
 
     def arrange(self, arrangement: Arrangement) -> None:
         """See `flatten.Sink`.
@@ -63,15 +79,33 @@ class TarSink:
         Raises:
             OutOfOrder: If a layer holds a file and, further on, something that makes its path impossible.
         """
-        for _, _, path in arrangement.leftovers:
-            self._check_overwritten(arrangement.tree, path)
+        for layer, ordinal, path in arrangement.leftovers:
+            if (layer, ordinal) not in self._waiting:
+                self._check_overwritten(arrangement.tree, path)
+        self._aside.flush()
         for path, inode in arrangement.misplaced:
-            self._check_overwritten(arrangement.tree, inode.entry.path)
-            arrangement.missing.append((path, inode))
+            start = self._waiting.get((inode.layer, inode.ordinal))
+            if start is None:
+                self._check_overwritten(arrangement.tree, inode.entry.path)
+                arrangement.missing.append((path, inode))
+            else:
+                self._file(path, inode.entry, self._brought(inode.entry, start))
+                self._emitted[inode.layer, inode.ordinal] = path
+
+    def _brought(self, entry: Entry, start: int) -> Iterator[memoryview]:
+        """Content that was put aside."""
+        left = entry.size if entry.sparse is None else sum(length for _, length in entry.sparse)
+        while left:
+            piece = os.pread(self._aside.fileno(), min(left, _PIECE), start)
+            if not piece:
+                raise AssertionError("what was put aside is gone")
+            yield memoryview(piece)
+            start += len(piece)
+            left -= len(piece)
 
     def fill(self, path: bytes, inode: Inode, content: Reader) -> None:
         """See `flatten.Sink`."""
-        self._file(path, inode.entry, content)
+        self._file(path, inode.entry, content.content())
         self._emitted[inode.layer, inode.ordinal] = path
 
     def finish(self, tree: Tree) -> None:
@@ -113,24 +147,24 @@ class TarSink:
                 todo="write to a file: -o FILE",
             )
 
-    def _file(self, path: bytes, entry: Entry, content: Reader) -> None:
+    def _file(self, path: bytes, entry: Entry, content: Iterator[memoryview]) -> None:
         write = self._stream.write
         write(_header(path, entry))
         if entry.sparse is not None:
             _expand(self._stream, entry, content)
         elif entry.size:
-            for piece in content.content():
+            for piece in content:
                 write(piece)
         if padding := -entry.size % _BLOCK:
             write(_ZEROS[:padding])
 
 
-def _expand(stream: IO[bytes], entry: Entry, content: Reader) -> None:
+def _expand(stream: IO[bytes], entry: Entry, content: Iterator[memoryview]) -> None:
     """A sparse file with its holes written out."""
     position = 0
     segments = iter(entry.sparse or ())
     left = 0
-    for piece in content.content():
+    for piece in content:
         while len(piece):
             while not left:
                 offset, left = next(segments)
@@ -154,38 +188,82 @@ def _header(path: bytes, entry: Entry, *, kind: Kind | None = None, link: bytes 
     kind = entry.kind if kind is None else kind
     size = entry.size if kind is Kind.FILE else 0
     seconds, nanoseconds = divmod(entry.mtime, _SECOND)
-    records: dict[bytes, bytes] = {}
+    uid, gid = entry.uid, entry.gid
     prefix = b""
     name = path
     if len(path) > 100:
         prefix, name = _split_name(path)
-        if not name:
-            records[b"path"] = path
-            prefix, name = b"", path[:100]
-    if _wants_record(path):
+    if (
+        nanoseconds
+        or entry.xattrs
+        or not name
+        or len(link) > 100
+        or not path.isascii()
+        or not link.isascii()
+        or uid > _MAX_ID
+        or gid > _MAX_ID
+        or size > _MAX_SIZE
+        or not 0 <= seconds <= _MAX_SIZE
+    ):
+        extended = _pax(_records(path, entry, kind, link, size, fits=bool(name)))
+        name = name or path[:100]
+        uid, gid = uid if uid <= _MAX_ID else 0, gid if gid <= _MAX_ID else 0
+        seconds = min(max(seconds, 0), _MAX_SIZE)
+    else:
+        extended = b""
+    return extended + _ustar(
+        name, prefix, link[:100], _TYPES[kind], entry.mode, (uid, gid), min(size, _MAX_SIZE), seconds, entry.device
+    )
+
+
+def _records(path: bytes, entry: Entry, kind: Kind, link: bytes, size: int, *, fits: bool) -> dict[bytes, bytes]:
+    """The PAX records of what a ustar header can't say."""
+    records: dict[bytes, bytes] = {}
+    if not fits or _wants_record(path):
         records[b"path"] = path
     if len(link) > 100 or _wants_record(link):
         records[b"linkpath"] = link
-    if records and not all(_is_utf8(text) for text in records.values()):
+    if not all(_is_utf8(text) for text in records.values()):
         records = {b"hdrcharset": b"BINARY", **records}
-    uid, gid = entry.uid, entry.gid
-    if uid > _MAX_ID:
-        records[b"uid"], uid = b"%d" % uid, 0
-    if gid > _MAX_ID:
-        records[b"gid"], gid = b"%d" % gid, 0
+    if entry.uid > _MAX_ID:
+        records[b"uid"] = b"%d" % entry.uid
+    if entry.gid > _MAX_ID:
+        records[b"gid"] = b"%d" % entry.gid
     if size > _MAX_SIZE:
         records[b"size"] = b"%d" % size
-    if nanoseconds or not 0 <= seconds <= _MAX_SIZE:
+    if entry.mtime % _SECOND or not 0 <= entry.mtime // _SECOND <= _MAX_SIZE:
         records[b"mtime"] = _decimal(entry.mtime)
-        seconds = min(max(seconds, 0), _MAX_SIZE)
-    if entry.xattrs and kind is not Kind.HARDLINK:
+    if kind is not Kind.HARDLINK:
         for key, value in sorted(entry.xattrs.items()):
             records[b"SCHILY.xattr." + key] = value
-    major, minor = entry.device
-    block = b"%-100b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%-100bustar\x0000%64b%07o\0%07o\0%-155b%12b" % (
-        b"", entry.mode, uid, gid, min(size, _MAX_SIZE), seconds, _TYPES[kind], b"", b"", major, minor, b"", b"",
-    )  # fmt: skip
-    return (_pax(records) if records else b"") + _finish(block, name, link[:100], prefix)
+    return records
+
+
+def _ustar(
+    name: bytes,
+    prefix: bytes,
+    link: bytes,
+    flag: bytes,
+    mode: int,
+    owner: tuple[int, int],
+    size: int,
+    seconds: int,
+    device: tuple[int, int],
+) -> bytes:
+    """A ustar header block (POSIX.1-2008, pax, "ustar Interchange Format"); every value fits."""
+    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, *owner, size, seconds)
+    tail = b"%b%b%b%b%b" % (flag, link.ljust(100, b"\0"), _MAGIC, _device(device), prefix.ljust(167, b"\0"))
+    # The checksum is the sum of all bytes, its own field taken as spaces. The lower half of Adler-32 is that sum plus
+    # one modulo 65521, which is exact while no byte is above 127.
+    if head.isascii() and tail.isascii():
+        checksum = (zlib.adler32(tail, zlib.adler32(head)) - 1 & 0xFFFF) + _BLANK_CHECKSUM
+    else:
+        checksum = sum(head) + sum(tail) + _BLANK_CHECKSUM
+    return b"%b%06o\0 %b" % (head, checksum, tail)
+
+
+def _device(numbers: tuple[int, int]) -> bytes:
+    return _NO_DEVICE if numbers == (0, 0) else b"%07o\0%07o\0" % numbers
 
 
 def _wants_record(text: bytes) -> bool:
@@ -199,17 +277,6 @@ def _is_utf8(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _finish(block: bytes, name: bytes, link: bytes, prefix: bytes) -> bytes:
-    """Fill the text fields, NUL-padded, and the checksum."""
-    header = bytearray(block.replace(b" ", b"\0"))
-    header[0:100] = name.ljust(100, b"\0")
-    header[157:257] = link.ljust(100, b"\0")
-    header[345:500] = prefix.ljust(155, b"\0")
-    header[148:156] = b"        "
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
 
 
 def _split_name(path: bytes) -> tuple[bytes, bytes]:
@@ -227,11 +294,12 @@ def _decimal(nanoseconds: int) -> bytes:
 
 
 def _pax(records: Mapping[bytes, bytes]) -> bytes:
+    """A PAX header with its records; nothing for none."""
+    if not records:
+        return b""
     body = b"".join(_record(key, value) for key, value in records.items())
-    header = b"%-100b0000644\x000000000\x000000000\x00%011o\x0000000000000\0        x%-100bustar\x0000%-235b%12b" % (
-        b"", len(body), b"", b"", b"",
-    )  # fmt: skip
-    return _finish(header, b"PaxHeaders/entry", b"", b"") + body + bytes(-len(body) % _BLOCK)
+    header = _ustar(b"PaxHeaders/entry", b"", b"", b"x", 0o644, (0, 0), len(body), 0, (0, 0))
+    return header + body + bytes(-len(body) % _BLOCK)
 
 
 def _record(key: bytes, value: bytes) -> bytes:

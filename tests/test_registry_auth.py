@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import logging
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,7 +121,7 @@ def write_helper(directory: Path, name: str, body: str) -> Path:
     ],
 )
 def test_challenges(text: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    """WWW-Authenticate is read by its grammar, several challenges in one; nonsense ends the reading, not the program."""
+    """WWW-Authenticate is read by its grammar; nonsense ends the reading, not the program."""
     assert parse_challenges(text) == tuple(Challenge(scheme, parameters) for scheme, parameters in expected)
 
 
@@ -186,11 +185,11 @@ def test_identity_token(connect: Connect) -> None:
 
 def test_an_expired_token_is_renewed_before_it_is_refused(connect: Connect) -> None:
     """`expires_in` is kept, with a margin."""
-    now = 0.0
+    now = [0.0]
     with ScriptableRegistry(auth=TokenAuth(expires_in=300)) as registry:
         registry.add_image("org/tool", "1")
-        source = connect(clock=lambda: now)
-        for now in (0.0, 290.0, 296.0, 500.0):
+        source = connect(clock=lambda: now[0])
+        for now[0] in (0.0, 290.0, 296.0, 500.0):
             source.head(ref(registry))
         assert [r.path for r in registry.requests].count("/token") == 2
         assert len(registry.requests) == 1 + 4 + 2
@@ -199,11 +198,11 @@ def test_an_expired_token_is_renewed_before_it_is_refused(connect: Connect) -> N
 @pytest.mark.parametrize("expires_in", [None, "soon", True, -1, 0, [], {}])
 def test_without_expiry_a_token_lives_a_minute(connect: Connect, expires_in: object) -> None:
     """The specification's default holds where the answer says nothing of use."""
-    now = 0.0
+    now = [0.0]
     with ScriptableRegistry(auth=TokenAuth(expires_in=expires_in)) as registry:
         registry.add_image("org/tool", "1")
-        source = connect(clock=lambda: now)
-        for now in (0.0, 50.0, 56.0):
+        source = connect(clock=lambda: now[0])
+        for now[0] in (0.0, 50.0, 56.0):
             source.head(ref(registry))
         assert [r.path for r in registry.requests].count("/token") == 2
 
@@ -250,7 +249,7 @@ def test_wrong_password(connect: Connect, scheme: str) -> None:
     auth = TokenAuth(users={"alice": "right"}) if scheme == "token" else BasicAuth({"alice": "right"})
     with ScriptableRegistry(auth=auth) as registry:
         registry.add_image("org/tool", "1")
-        with pytest.raises(AccessDenied, match="with the credentials of Docker's config.json") as caught:
+        with pytest.raises(AccessDenied, match=r"with the credentials of Docker's config\.json") as caught:
             connect(Credential("alice", SECRET)).head(ref(registry))
         assert SECRET not in str(caught.value)
         with pytest.raises(AccessDenied, match="docker login"):
@@ -424,7 +423,7 @@ def test_no_secret_in_logs_and_messages(connect: Connect, caplog: pytest.LogCapt
     assert SECRET not in text
     assert basic("alice", SECRET).partition(" ")[2] not in text
     assert "Bearer token-" not in text
-    assert "sent ***" in text
+    assert "sent Basic ***" in text
 
 
 # --- Docker's config.json ---------------------------------------------------------------------------------------------
@@ -515,18 +514,22 @@ def test_a_broken_config_is_told(connect: Connect, tmp_path: Path, content: str)
     config = write_config(tmp_path, content)
     with ScriptableRegistry() as registry:
         registry.add_image("org/tool", "1")
-        assert connect(config=config).head(ref(registry))
-    with ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry:
-        with pytest.raises(AccessDenied, match="config.json is not a configuration file"):
-            connect(config=config).head(ref(registry))
+        connect(config=config).head(ref(registry))
+    with (
+        ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry,
+        pytest.raises(AccessDenied, match=r"config\.json is not a configuration file"),
+    ):
+        connect(config=config).head(ref(registry))
 
 
 def test_a_missing_helper_is_told(connect: Connect, tmp_path: Path) -> None:
     """A helper that is configured but not installed is named when a registry wants credentials."""
     config = write_config(tmp_path, {"credHelpers": {}, "credsStore": "nowhere-to-be-found"})
-    with ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry:
-        with pytest.raises(AccessDenied, match="docker-credential-nowhere-to-be-found"):
-            connect(config=config).head(ref(registry))
+    with (
+        ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry,
+        pytest.raises(AccessDenied, match="docker-credential-nowhere-to-be-found"),
+    ):
+        connect(config=config).head(ref(registry))
 
 
 def test_the_config_is_read_only_when_asked(connect: Connect, tmp_path: Path) -> None:
@@ -543,4 +546,3 @@ def test_credentials_do_not_show() -> None:
     """No repr has a secret."""
     credential = Credential("alice", SECRET, SECRET)
     assert SECRET not in repr(credential)
-    assert subprocess.list2cmdline([repr(credential)]).count(SECRET) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import gc
 import gzip
 import itertools
 import os
@@ -339,6 +340,7 @@ def test_the_registrys_words_are_short_and_printable(
     source: RegistrySource, registry: ScriptableRegistry, body: bytes, expected: str
 ) -> None:
     """What a registry says about an error is shown, but cannot fill or fool a terminal."""
+    gc.collect()  # else finalizers may run, and fail, where the parser has used up the stack
     registry.fail("", status=418, body=body)
     with pytest.raises(ImageError) as caught:
         source.manifest(ref(registry))
@@ -540,7 +542,7 @@ def test_a_thread_does_not_wait_for_itself(registry: ScriptableRegistry) -> None
     source.manifest(ref(registry))
     pieces.close()  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(source.head, ref(registry)).result(timeout=30)
+        pool.submit(source.head, ref(registry)).result(timeout=30)
     source.close()
 
 
@@ -636,7 +638,7 @@ def test_a_blob_that_never_ends_well(source: RegistrySource, registry: Scriptabl
     descriptor = blob_of(registry, BIG)
     registry.truncate("/blobs/", 1000, times=1)
     registry.truncate("/blobs/", 0)
-    got = []
+    got: list[bytes] = []
     with pytest.raises(RegistryUnavailable, match=f"found: 1000 bytes.*expected: {len(BIG)} bytes"):
         got.extend(source.blob(ref(registry), descriptor))
     assert b"".join(got) == BIG[:1000]
@@ -802,18 +804,20 @@ def test_no_tags(source: RegistrySource, registry: ScriptableRegistry) -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"tags": 5}', b'{"tags": [5]}', b"<html>", b"[" * 100_000])
 def test_tag_lists_that_are_none(source: RegistrySource, registry: ScriptableRegistry, body: bytes) -> None:
     """An answer that is no tag list is an error and not an empty list."""
+    gc.collect()  # else finalizers may run, and fail, where the parser has used up the stack
     registry.fail("/tags/", status=200, body=body)
     with pytest.raises(InvalidManifest, match="tag list"):
         list(source.tags(ref(registry)))
 
 
 def test_tag_pages_stay_at_their_host(source: RegistrySource, registry: ScriptableRegistry) -> None:
-    """A link to another host is refused."""
-    link = {"Link": f'<http://{registry.alias}/v2/org/tool/tags/list?last=a>; rel="next"'}
-    registry.fail("/tags/", status=200, headers=link, body=b'{"tags": ["a"]}')
-    with pytest.raises(InvalidManifest, match="another host"):
-        list(source.tags(ref(registry)))
-    assert len(registry.requests) == 1
+    """A link to another host is refused, and what is no link."""
+    for target in (f"http://{registry.alias}/v2/org/tool/tags/list?last=a", "http://[", "file:///etc/passwd"):
+        registry.heal()
+        registry.fail("/tags/", status=200, headers={"Link": f'<{target}>; rel="next"'}, body=b'{"tags": ["a"]}')
+        with pytest.raises(InvalidManifest, match="another host"):
+            list(source.tags(ref(registry)))
+    assert len(registry.requests) == 3
 
 
 def test_tag_pages_end(source: RegistrySource, registry: ScriptableRegistry) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from cvmfs_sync.errors import InvalidImage, LimitExceeded
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
 
 END = bytes(1024)
+DEFAULT = Limits()
 
 
 # --- writing streams byte by byte -------------------------------------------------------------------------------------
@@ -101,7 +104,7 @@ def chunked(data: bytes, size: int) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
-def read(data: bytes | Iterable[bytes], limits: Limits = Limits(), *, size: int = 1 << 20) -> list[tuple[Entry, bytes]]:
+def read(data: bytes | Iterable[bytes], limits: Limits = DEFAULT, *, size: int = 1 << 20) -> list[tuple[Entry, bytes]]:
     """All entries with their content."""
     reader = Reader(chunked(data, size) if isinstance(data, bytes) else data, limits)
     return [(entry, b"".join(reader.content())) for entry in reader]
@@ -132,7 +135,7 @@ GLOBAL = pax((b"comment", b"0123abcd"), kind=b"g")
     [
         # headers
         (header(checksum=b"0000000\0") + END, "checksum is wrong"),
-        (header(checksum=b"9999999\0") + END, "numeric field"),
+        (header(checksum=b"9999999\0") + END, "checksum is wrong"),
         (b"\1" + header()[1:] + END, "checksum is wrong"),
         (header(magic=b"ustar \0\0") + END, "unknown format"),
         (header(magic=b"garbage!") + END, "unknown format"),
@@ -200,13 +203,13 @@ GLOBAL = pax((b"comment", b"0123abcd"), kind=b"g")
         (X, "without an entry"),
         (X + GLOBAL + header() + END, "global header between"),
         (long(b"L", b"a\0") + GLOBAL + header() + END, "global header between"),
-        (raw_pax(b"10 path=x\n9 path=\n") + header() + END, "record is malformed"),
-        (raw_pax(b"9 path=x\n") + header() + END, "record is malformed"),
+        (raw_pax(b"9 path=x\n9 path=\n") + header() + END, "record is malformed"),
+        (raw_pax(b"8 path=x\n") + header() + END, "record is malformed"),
         (raw_pax(b"11 path=x\n") + header() + END, "record is malformed"),
-        (raw_pax(b"10 path=xy") + header() + END, "record is malformed"),
-        (raw_pax(b"10 path=x\n\0\0") + header() + END, "record is malformed"),
-        (raw_pax(b" 10 path=x\n") + header() + END, "record is malformed"),
-        (raw_pax(b"+10 path=x\n") + header() + END, "record is malformed"),
+        (raw_pax(b"9 path=xy") + header() + END, "record is malformed"),
+        (raw_pax(b"9 path=x\n\0\0") + header() + END, "record is malformed"),
+        (raw_pax(b" 9 path=x\n") + header() + END, "record is malformed"),
+        (raw_pax(b"+9 path=x\n") + header() + END, "record is malformed"),
         (raw_pax(b"-1 path=x\n") + header() + END, "record is malformed"),
         (raw_pax(b"0 path=x\n") + header() + END, "record is malformed"),
         (raw_pax(b"9" * 5000 + b" path=x\n") + header() + END, "record is malformed"),
@@ -279,6 +282,10 @@ GLOBAL = pax((b"comment", b"0123abcd"), kind=b"g")
         (pax((b"GNU.sparse.offset", b"1"), (b"GNU.sparse.offset", b"1")) + header() + END, "out of order"),
         (pax((b"GNU.sparse.numbytes", b"1")) + header() + END, "out of order"),
         (pax((b"GNU.sparse.major", b"2"), (b"GNU.sparse.size", b"1")) + header() + END, "unknown version"),
+        (
+            pax((b"GNU.sparse.size", b"2")) + gnu_sparse(pair(0, 1), real=9, stored=1) + padded(b"a") + END,
+            "two maps",
+        ),
         (pax((b"GNU.sparse.new", b"2")) + header() + END, "unknown kind"),
         (pax((b"GNU.sparse.size", b"2")) + header(b"d", type=b"5") + END, "no file"),
         (
@@ -400,7 +407,7 @@ def test_a_refusal_says_where() -> None:
 def test_names_are_normalised_and_otherwise_kept(raw: bytes, path: bytes) -> None:
     """Leading './' and '/', '//' and '/./' go; every other byte than NUL is a byte of the name."""
     assert one(header(raw) + END).path == path
-    assert one(header(raw + b"", type=b"1", link=raw) + END).link == path
+    assert one(header(raw, type=b"1", link=raw) + END).link == path
 
 
 @pytest.mark.parametrize("raw", [b".", b"./", b"/", b"//.", b"./."])
@@ -606,12 +613,11 @@ def test_what_gnu_tar_writes(tree: Path, form: str) -> None:
     """Each format of GNU tar gives the tree back, as far as it can hold it."""
     options = [f"--format={form}"]
     if form == "v7":
-        options += ["--exclude=fifo", "--exclude=deep"]
+        options += ["--exclude=fifo", f"--exclude={'e' * 60}"]
     found = {entry.path: (entry, content) for entry, content in read(gnu_tar(tree, *options))}
     expected = {b""} | {os.fsencode(path.relative_to(tree)) for path in tree.rglob("*")}
     if form == "v7":
-        expected -= {path for path in expected if path.endswith((b"fifo", b"deep"))}
-        expected = {path for path in expected if len(path) < 97}
+        expected = {path for path in expected if path != b"fifo" and b"e" * 60 not in path}
     assert found.keys() == expected
     for path, (entry, content) in found.items():
         source = tree / os.fsdecode(path)
@@ -724,7 +730,7 @@ def own_view(data: bytes, size: int = 1 << 20) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("form", ["gnu", "ustar", "posix"])
 def test_a_real_tree_reads_as_with_tarfile(form: str) -> None:
     """Python's standard library, packed by GNU tar, is the same for both readers."""
-    data = gnu_tar(Path(os.__file__).parent / "email", f"--format={form}", "--pax-option=delete=atime,delete=ctime")
+    data = gnu_tar(Path(os.__file__).parent / "email", f"--format={form}")
     assert own_view(data) == tarfile_view(data)
 
 
@@ -763,14 +769,16 @@ def members(draw: st.DrawFn) -> tuple[tarfile.TarInfo, bytes]:
     st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
     st.sampled_from([1, 3, 511, 512, 513, 4096]),
 )
-def test_what_tarfile_writes_comes_back(written: list[tuple[tarfile.TarInfo, bytes]], form: int, size: int) -> None:
+def test_what_tarfile_writes_comes_back(
+    written: list[tuple[tarfile.TarInfo, bytes]], form: Literal[0, 1, 2], size: int
+) -> None:
     """Random entries, in all three formats and all chunk sizes, come back as they were written."""
     buffer = io.BytesIO()
     kept = []
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for info, content in written:
             try:
-                info.tobuf(form)
+                info.tobuf(format=form)
             except ValueError:
                 continue  # too long for ustar
             archive.addfile(info, io.BytesIO(content))
@@ -800,19 +808,15 @@ def test_chunk_borders_make_no_difference(cuts: list[int]) -> None:
 @given(st.integers(0, len(SAMPLES) - 1025), st.integers(0, 255))
 def test_damage_never_escapes_as_another_error(at: int, value: int) -> None:
     """A stream with any byte changed is read or refused, nothing else."""
-    try:
+    with contextlib.suppress(InvalidImage):
         read(SAMPLES[:at] + bytes([value]) + SAMPLES[at + 1 :])
-    except InvalidImage:
-        pass
 
 
 @given(st.binary(max_size=1500))
 def test_pax_bodies_of_any_bytes(body: bytes) -> None:
     """Whatever stands in an extended header, the reader reads or refuses."""
-    try:
+    with contextlib.suppress(InvalidImage):
         read(raw_pax(body) + header() + END)
-    except InvalidImage:
-        pass
 
 
 def test_kinds_are_stable() -> None:

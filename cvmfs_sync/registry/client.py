@@ -11,13 +11,12 @@ is gone.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 import requests
 
@@ -35,6 +34,7 @@ from cvmfs_sync.registry.auth import Authorizer, CredentialSource, Target
 from cvmfs_sync.registry.credentials import DockerCredentials
 from cvmfs_sync.registry.explain import explain
 from cvmfs_sync.registry.politeness import RegistrySettings, Timing, backoff
+from cvmfs_sync.registry.taglist import next_page, tag_page
 from cvmfs_sync.registry.transport import (
     TRIES,
     BodyCutError,
@@ -48,8 +48,6 @@ from cvmfs_sync.registry.transport import (
 )
 
 __all__ = ["RegistrySource"]
-
-_log = logging.getLogger(__name__)
 
 _API_HOSTS = {"docker.io": "registry-1.docker.io"}
 _MANIFEST_HEADERS = {"Accept": ", ".join(ACCEPT)}
@@ -164,9 +162,9 @@ class RegistrySource:
             todo="the next cycle tries again",
         )
 
-    def local_blob(self, name: Reference, descriptor: Descriptor) -> None:  # noqa: ARG002
+    def local_blob(self, name: Reference, descriptor: Descriptor) -> Path | None:  # noqa: ARG002
         """None: nothing of a registry is on this machine."""
-        return
+        return None
 
     def tags(self, name: Reference) -> Iterator[str]:
         """All tags of the repository, each once, following the pages.
@@ -189,11 +187,11 @@ class RegistrySource:
                 )
             visited.add(path)
             content, headers = self._document(name, path, {"Accept": "application/json"}, MAX_TAG_PAGE)
-            for tag in _tag_page(content, name):
+            for tag in tag_page(content, name):
                 if tag not in seen:
                     seen.add(tag)
                     yield tag
-            path = _next_page(headers, urljoin(base, path), name)
+            path = next_page(headers, urljoin(base, path), name)
 
     def _base(self, registry: str) -> str:
         scheme = "http" if self._settings.get(registry, self._default).insecure else "https"
@@ -219,7 +217,11 @@ class RegistrySource:
         # Another host's 401 is not for our credentials.
         if response.status_code == 401 and origin(response.url) == target.origin:
             challenges = response.headers.get("WWW-Authenticate", "")
-            renewed = self._authorizer.renew(target, challenges, authorization)
+            try:
+                renewed = self._authorizer.renew(target, challenges, authorization)
+            except ImageError:
+                discard(response)
+                raise
             if renewed is not None:
                 discard(response)
                 response = self._transport.send(Request(method, url, str(name), headers, renewed))
@@ -382,45 +384,3 @@ def _right_range(text: str | None, offset: int, size: int) -> bool:
     if match is None:
         return False
     return int(match[1]) == offset and int(match[2]) == size - 1 and match[3] in ("*", str(size))
-
-
-def _tag_page(content: bytes, name: Reference) -> Iterator[str]:
-    try:
-        page = json.loads(content)
-        tags = page["tags"] or []
-        valid = isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
-    except (ValueError, RecursionError, KeyError, TypeError):
-        valid, tags = False, []
-    if not valid:
-        raise InvalidManifest(
-            f"{name.name}: {name.registry} answers with something else than a tag list",
-            found=repr(content[:100]),
-            expected='{"name": ..., "tags": [...]}',
-        )
-    for tag in tags:
-        try:
-            Reference.parse(f"{name.name}:{tag}")
-        except InvalidReference:
-            _log.warning("%s: the tag list has %.100r, which is no tag; left out", name.name, tag)
-        else:
-            yield tag
-
-
-def _next_page(headers: Mapping[str, str], url: str, name: Reference) -> str | None:
-    """Path and query of the page that `Link: <...>; rel="next"` names.
-
-    Only the host is compared: behind a proxy that ends TLS, registries write http:// into their links.
-    """
-    links = requests.utils.parse_header_links(headers.get("Link", ""))
-    link = next((item["url"] for item in links if "next" in item.get("rel", "").lower().split()), None)
-    if link is None:
-        return None
-    target = urlsplit(urljoin(url, link))
-    if target.netloc != urlsplit(url).netloc:
-        raise InvalidManifest(
-            f"{name.name}: the tag list of {name.registry} goes on at another host",
-            found=target.netloc[:200],
-            expected=urlsplit(url).netloc,
-            todo="report it to the registry's operator; the link was not followed",
-        )
-    return target.path + (f"?{target.query}" if target.query else "")

@@ -53,7 +53,11 @@ class TooLarge(Malformed):
 
 def show(raw: bytes) -> str:
     """Bytes for a message: quoted, escaped and cut."""
-    shown = repr(raw[:_SHOWN].decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode())
+    start = raw[:_SHOWN]
+    try:
+        shown = repr(start.decode())
+    except UnicodeDecodeError:
+        shown = repr(start)[1:]
     return shown if len(raw) <= _SHOWN else f"{shown}... ({len(raw)} bytes)"
 
 
@@ -124,7 +128,10 @@ class Checksums(dict[bytes, int]):
     """
 
     def __missing__(self, raw: bytes) -> int:
-        value = 1 + number(raw) - 8 * 0x20 + sum(raw)
+        try:
+            value = 1 + number(raw) - 8 * 0x20 + sum(raw)
+        except Malformed:
+            value = -1  # no header has it
         if len(self) >= _MEMORY:
             self.clear()
         self[raw] = value

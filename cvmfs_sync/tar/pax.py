@@ -121,9 +121,10 @@ def _records(body: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
     at, end = 0, len(body)
     while at < end:
         space = body.find(b" ", at, at + _LENGTH_DIGITS + 1)
-        length = body[at:space] if space > 0 else b""
+        length = body[at:space] if space > at else b""
         stop = at + int(length) if length.isdigit() else 0
-        if not space < stop <= end or body[stop - 1] != 0x0A:
+        # Every round takes at least a digit, a blank and a newline: a length of 0 must not loop (CVE-2025-8194).
+        if not at < space < stop <= end or body[stop - 1] != 0x0A:
             raise _malformed_record(body[at : at + 40])
         key, equals, value = body[space + 1 : stop - 1].partition(b"=")
         at = stop

@@ -39,6 +39,7 @@ _NO_MAGIC = bytes(8)
 _NO_PREFIX = bytes(155)
 _ZEROS = bytes(BLOCK)
 _NO_DEVICE = (0, 0)
+_DEFAULT_LIMITS = Limits()
 _NANOSECONDS = 10**9
 _OCTAL_MAXIMUM = 8**11 - 1  # what a size field holds with its terminator
 _STAR_PREFIX = 131
@@ -99,7 +100,7 @@ class Reader:
     iterator is the caller's to close.
     """
 
-    def __init__(self, chunks: Iterable[bytes], limits: Limits = Limits(), *, what: str = "layer") -> None:
+    def __init__(self, chunks: Iterable[bytes], limits: Limits = _DEFAULT_LIMITS, *, what: str = "layer") -> None:
         """Read from an iterable of chunks of any size.
 
         Args:
@@ -332,14 +333,16 @@ class Reader:
         """Read a sparse map, of either family. Returns the real size and the segments."""
         if kind is not _FILE:
             raise Malformed("a sparse map on something that is no file", found=kind.name.lower())
-        if flag != b"S":
-            assert keys is not None
+        taken = 0
+        if keys is None:
+            if magic != _GNU:
+                raise Malformed("an old GNU sparse file in a header of another format", found=repr(magic))
+            size, raw = read_old_gnu_map(block, self._stream, self._limits)
+        elif flag == b"S":
+            raise Malformed("a sparse file has two maps", found="type 'S' and GNU.sparse records")
+        else:
             size, raw, taken = read_pax_map(keys, self._stream, stored, self._limits)
-            return size, check_segments(raw, size=size, stored=stored - taken)
-        if keys is not None or magic != _GNU:
-            raise Malformed("an old GNU sparse file in a header of another format", found=repr(magic))
-        size, raw = read_old_gnu_map(block, self._stream, self._limits)
-        return size, check_segments(raw, size=size, stored=stored)
+        return size, check_segments(raw, size=size, stored=stored - taken)
 
     def _end(self, marked: bool) -> None:
         """Check that nothing follows the end of the archive.

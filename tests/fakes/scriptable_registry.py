@@ -591,6 +591,7 @@ def write_layout(directory: Path, tags: Mapping[str, Sequence[bytes]]) -> dict[s
     """Write images, given as layers by tag, as an OCI layout instead of serving them."""
     with ScriptableRegistry() as registry:
         images = {tag: registry.add_image("x", tag, layers) for tag, layers in tags.items()}
+    directory.mkdir(parents=True, exist_ok=True)
     for content in (*registry.blobs.values(), *(image.manifest for image in images.values())):
         path = directory / "blobs" / sha256(content).replace(":", "/")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,177 @@
+"""`make bench`: measure cvmfs-sync beside other tools, and print a table. README.md says what the numbers mean."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import images, report, scaling
+from benchmarks.contenders import CONTENDERS, Contender, Target
+from benchmarks.measure import Failed, can_mount, count_entries, file_limit, fresh_directory, run
+from benchmarks.profiles import profile
+from benchmarks.report import Row
+from tests.support.registry import RegistryServer, start_docker_registry
+
+_REPOSITORY = "bench/image"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; returns the exit code, 1 if a contender failed."""
+    options = _parse(arguments)
+    file_limit()
+    reason = "--no-mount" if options.no_mount else can_mount()
+    if reason:
+        _say(f"warning: {reason}: runs share one file system, which makes later ones slower")
+    result: dict[str, Any] = {"machine": report.machine(mounted=not reason)}
+    failed = False
+    try:
+        if options.scale:
+            rows = list(_scale(options, mount=not reason))
+            print(scaling.scale_table(rows))
+            result["scaling"] = [
+                {"command": r.command, r.series: r.amount, "wall": r.sample.wall, "cpu": r.sample.cpu,
+                 "memory": r.sample.memory} for r in rows
+            ]  # fmt: skip
+        else:
+            subject = images.synthetic() if options.quick else images.debian()
+            with _served(subject, options) as target:
+                _say(
+                    f"{subject.name}: {subject.layers} layers, {subject.entries:,} entries, "
+                    f"{subject.content / 1e6:.0f} MB, {subject.compressed / 1e6:.0f} MB compressed"
+                )
+                if options.profile:
+                    print(profile(target, mount=not reason))
+                else:
+                    table = _compare(target, _chosen(options.only), options.runs, mount=not reason)
+                    result |= {"image": _describe(subject), "runs": options.runs, "results": report.document(table)}
+                    print(report.comparison(table))
+                    failed = any(row.skipped.startswith("failed") for row in table)
+    except (images.Unavailable, Failed) as problem:
+        _say(str(problem))
+        return 1
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 1 if failed else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="rounds; medians are shown (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="a small image that needs neither root nor packages")
+    parser.add_argument("--only", default="", metavar="PART,...", help="contenders with one of these in their name")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all samples, and the machine")
+    parser.add_argument("--profile", action="store_true", help="show where unpack and squash spend their time instead")
+    parser.add_argument("--scale", action="store_true", help="measure growth with entries and with bytes instead")
+    parser.add_argument("--no-mount", action="store_true", help="do without a new file system for each run")
+    parser.add_argument("--command", default="", help="another cvmfs-sync to measure, such as another checkout's")
+    options = parser.parse_args(arguments)
+    if options.runs < 1:
+        parser.error("--runs: at least 1")
+    if not _chosen(options.only):
+        parser.error(f"--only: no contender; there are {', '.join(each.name for each in CONTENDERS)}")
+    return options
+
+
+def _chosen(only: str) -> list[Contender]:
+    parts = [part.strip() for part in only.split(",") if part.strip()]
+    return [each for each in CONTENDERS if not parts or any(part in each.name for part in parts)]
+
+
+def _compare(target: Target, contenders: Sequence[Contender], runs: int, *, mount: bool) -> list[Row]:
+    """Rounds in which each contender runs once, so that all see the same weather; every other one backwards."""
+    rows = {each.name: Row(each.name, skipped=each.missing()) for each in contenders}
+    for number in range(runs):
+        for contender in contenders if number % 2 == 0 else reversed(contenders):
+            row = rows[contender.name]
+            if row.skipped:
+                continue
+            with fresh_directory(mount=mount) as directory:
+                try:
+                    sample = run(contender.script(target), directory)
+                    row.entries = _entries(directory, contender)
+                except Failed as problem:
+                    row.skipped = f"failed: {problem}"
+                    row.samples.clear()
+                    continue
+            row.samples.append(sample)
+            _say(
+                f"round {number + 1}: {row.name}: {sample.wall:.2f} s, CPU {sample.cpu:.2f} s, "
+                f"{sample.memory / 1e6:.0f} MB, load {os.getloadavg()[0]:.1f}"
+            )
+    return list(rows.values())
+
+
+def _entries(directory: Path, contender: Contender) -> int:
+    """What it left.
+
+    Raises:
+        Failed: If that is nothing.
+    """
+    if not contender.result:
+        return 0
+    path = directory / contender.result
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
+        raise Failed(f"it made no {contender.result}")
+    count = count_entries(path) if path.is_dir() else 1
+    if not count:
+        raise Failed(f"{contender.result} is empty")
+    return count
+
+
+def _scale(options: argparse.Namespace, *, mount: bool) -> Iterator[scaling.ScaleRow]:
+    factor = 100 if options.quick else 1
+    series = [("entries", amount // factor, 16 * amount // factor) for amount in scaling.ENTRIES]
+    series += [("bytes", 400, size // factor) for size in scaling.SIZES]
+    for name, entries, size in series:
+        amount = entries if name == "entries" else size
+        with _served(images.scaled(entries, size), options) as target:
+            for row in scaling.measure(target, name, amount, mount=mount):
+                _say(f"{row.command}: {amount:,} {name}: {row.sample.wall:.2f} s, {row.sample.memory / 1e6:.0f} MB")
+                yield row
+
+
+@contextmanager
+def _served(subject: images.Subject, options: argparse.Namespace) -> Iterator[Target]:
+    """The image in a registry of its own, which has just read it all."""
+    if shutil.which("docker-registry") is None:
+        raise images.Unavailable("not on PATH: docker-registry")
+    base = os.environ.get("TMPDIR", "/var/tmp")
+    with (
+        tempfile.TemporaryDirectory(prefix="cvmfs-sync-registry-", dir=base) as directory,
+        start_docker_registry(Path(directory)) as registry,
+    ):
+        for tag in subject.tags:
+            registry.push_layout(subject.layout, tag, _REPOSITORY, tag)
+        target = Target(registry.host, _REPOSITORY, subject.tags[0], _layers(registry, subject.tags[0]))
+        if options.command:
+            target = Target(target.host, target.repository, target.tag, target.layers, tuple(shlex.split(options.command)))
+        yield target
+
+
+def _layers(registry: RegistryServer, tag: str) -> tuple[str, ...]:
+    manifest = json.loads(registry.manifest(_REPOSITORY, tag)[1])
+    return tuple(layer["digest"] for layer in manifest["layers"])
+
+
+def _describe(subject: images.Subject) -> dict[str, Any]:
+    return {
+        "name": subject.name, "layers": subject.layers, "entries": subject.entries,
+        "content": subject.content, "compressed": subject.compressed,
+    }  # fmt: skip
+
+
+def _say(message: str) -> None:
+    print(f"benchmarks: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
