@@ -45,7 +45,7 @@ format: $(INSTALLED_DEV) ## format the code and repair what can be repaired
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED_DEV) ## measure
-	@$(BIN)/python bench/run.py $(ARGS)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 fuzz: $(INSTALLED_DEV) ## run the property tests with many more examples
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)

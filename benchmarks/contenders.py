@@ -15,7 +15,7 @@ from pathlib import Path
 
 __all__ = ["CONTENDERS", "FLOOR", "PEER", "Contender", "Target"]
 
-FLOOR = "floor: curl | igzip | tar"
+FLOOR = "floor: curl, igzip, tar"
 PEER = "skopeo + umoci"
 
 
@@ -132,11 +132,11 @@ def _floor(target: Target) -> str:
 
 CONTENDERS: tuple[Contender, ...] = (
     Contender("cvmfs-sync unpack", _unpack, "tree"),
-    Contender("cvmfs-sync squash | cat", _squash, ""),
-    Contender("cvmfs-sync squash -o", _squash_to_file, "flat.tar"),
+    Contender("cvmfs-sync squash, pipe", _squash, ""),
+    Contender("cvmfs-sync squash -o FILE", _squash_to_file, "flat.tar"),
     Contender(FLOOR, _floor, "tree", ("curl", "igzip", "tar")),
     Contender(PEER, _skopeo_umoci, "bundle/rootfs", ("skopeo", "umoci")),
     Contender("podman pull, mount, cp", _podman, "tree", ("podman", "unshare"), root=True),
-    Contender("crane export | tar", _crane, "tree", ("crane", "tar")),
+    Contender("crane export, tar", _crane, "tree", ("crane", "tar")),
     Contender("Python's tarfile", _tarfile, "tree"),
 )

@@ -26,12 +26,10 @@ def profile(target: Target, *, mount: bool) -> str:
     """The reports for `unpack` and `squash`."""
     commands = {
         "unpack": ("unpack", "--insecure", target.reference, "tree"),
-        "squash": ("squash", "--insecure", "-o", "/dev/stdout", target.reference),
+        "squash": ("squash", "--insecure", target.reference),
     }
     parts = []
     for name, arguments in commands.items():
-        if name == "squash":
-            arguments = ("squash", "--insecure", target.reference)
         parts.append(f"===== {name}: cProfile, main thread, by own time\n{_cprofile(arguments, mount=mount)}")
         if _pyspy() is not None:
             parts.append(f"===== {name}: py-spy, all threads\n{_sampled(target, arguments, mount=mount)}")

@@ -18,7 +18,7 @@ ENTRIES = (10_000, 100_000, 1_000_000)
 """Of images with files of 16 bytes."""
 SIZES = (100_000_000, 1_000_000_000, 4_000_000_000)
 """Of images with 400 files."""
-_COMMANDS = ("cvmfs-sync squash | cat", "cvmfs-sync unpack")
+_COMMANDS = ("cvmfs-sync squash, pipe", "cvmfs-sync unpack")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from cvmfs_sync.errors import CvmfsSyncError
 
-__all__ = ["Bars", "document", "human_size", "print_error", "print_json", "print_table", "set_up_logging"]
+__all__ = ["Bars", "document", "human_size", "print_error", "print_json", "print_table", "printable", "set_up_logging"]
 
 
 class Bars:
@@ -86,10 +87,10 @@ def set_up_logging(*, verbose: int) -> None:
 
 def print_error(error: CvmfsSyncError) -> None:
     """What, found, expected, to do: a line each."""
-    lines = [f"cvmfs-sync: {error.what}"]
+    lines = [f"cvmfs-sync: {printable(error.what)}"]
     for label, text in (("found", error.found), ("expected", error.expected), ("to do", error.todo)):
         if text is not None:
-            lines.append(f"  {label + ':':<10}{text}")
+            lines.append(f"  {label + ':':<10}{printable(text)}")
     sys.stderr.write("\n".join(lines) + "\n")
 
 
@@ -106,18 +107,19 @@ def document(error: CvmfsSyncError) -> dict[str, str | None]:
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    ascii_only = sys.stdout.encoding.lower() != "utf-8"
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n")
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> None:
     """Columns on stdout, as wide as they need to be: a path that is cut helps nobody."""
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         table = Table(box=None, header_style="bold", pad_edge=False)
         for title in header:
             table.add_column(title, overflow="fold")
         for row in rows:
-            table.add_row(*(_plain(cell) for cell in row))
+            table.add_row(*(Text(cell) for cell in row))
         Console(markup=False, highlight=False, emoji=False).print(table)
     else:
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
@@ -128,8 +130,9 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption
         sys.stdout.write(caption + "\n")
 
 
-def _plain(cell: str) -> str:
-    return cell.replace("[", r"\[")
+def printable(text: str) -> str:
+    """Text from registries and images, without what a terminal would act on; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def human_size(size: int) -> str:

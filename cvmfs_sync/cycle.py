@@ -8,6 +8,7 @@ a repository's failure ends the cycle, and what was published by then stays publ
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ from cvmfs_sync.resolve import Sources, expand, resolve, source_digest
 from cvmfs_sync.state import State
 
 __all__ = [
+    "RESULTS",
     "Context",
     "CycleReport",
     "Failed",
@@ -56,6 +58,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 _ASKING = 8
+_NAME_MAX = 255
+RESULTS = ("published", "linked", "unchanged", "failed", "skipped")
+"""What can become of a target; `skipped` when the cycle ended before its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ class Outcome:
     """What became of one target.
 
     Attributes:
-        result: `published`, `linked`, `unchanged`, `failed`, or `skipped` when the cycle ended before its turn.
+        result: One of `RESULTS`.
         size: Compressed bytes of an image that was published.
     """
 
@@ -293,11 +298,26 @@ def _targets(context: Context, wish: Wish) -> tuple[Target | Failed, ...]:
         names: Iterable[ImageName] = expand(wish, context.sources)
     except Exception as error:  # noqa: BLE001 - see _image_error
         return (Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), _image_error(error, wish)),)
-    return tuple(
+    targets = (
         Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
         for name in names
         for platform in wish.platforms
     )
+    return tuple(target if _fits_file_system(target.link) else _too_long(target) for target in targets)
+
+
+def _fits_file_system(link: str) -> bool:
+    return max(len(os.fsencode(part)) for part in link.split("/")) <= _NAME_MAX
+
+
+def _too_long(target: Target) -> Failed:
+    error = ImageError(
+        f"{target}: too long for the name of a link",
+        found=f"{len(target.link.rpartition('/')[2])} characters after the last '/'",
+        expected=f"at most {_NAME_MAX}",
+        todo="give the repository or the tag a shorter name",
+    )
+    return Failed(target, error)
 
 
 def _ask(context: Context, name: ImageName) -> Digest | ImageError:
@@ -426,8 +446,8 @@ def _relink(context: Context, steps: Sequence[Relink], stopped: RepositoryError 
         tree = find_tree(context.repository, layout, step.digest)
         if tree is None:
             error = ImageError(
-                f"{step.target}: the image it shares with another link was not published",
-                found=f"no record of {step.digest}", todo="see the other image's failure; it is tried again",
+                f"{step.target}: its tree was removed while the cycle ran",
+                found=f"no record of {step.digest}", todo="sync again: it is published anew then",
             )  # fmt: skip
             outcomes.append(Outcome(step.target, "failed", step.digest, error))
             continue
@@ -437,7 +457,7 @@ def _relink(context: Context, steps: Sequence[Relink], stopped: RepositoryError 
     try:
         if changes:
             put_links(context.repository, layout, changes)
-    except RepositoryError as failure:
+    except (ImageError, RepositoryError) as failure:
         return [replace(o, result="failed", error=failure) if o.result == "linked" else o for o in outcomes]
     for step in steps:
         _remember(context, step.target, step.source, step.digest)

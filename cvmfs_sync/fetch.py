@@ -13,11 +13,12 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from cvmfs_sync.errors import BlobMismatch, InvalidManifest, NoSpace
+from cvmfs_sync.errors import BlobMismatch, ImageError, InvalidManifest, NoSpace
 from cvmfs_sync.flatten import Layer
 from cvmfs_sync.image import Descriptor, ResolvedImage
 from cvmfs_sync.ports import Progress, Silent
@@ -51,9 +52,11 @@ class Spool:
         what = f"{name}: blob {descriptor.digest}"
         local = sources.local_blob(name, descriptor)
         if local is not None:
-            with local.open("rb") as stream:
-                pieces = iter(lambda: stream.read(_PIECE), b"")
-                _check(what, pieces, descriptor, None, progress)
+            try:
+                with local.open("rb") as stream:
+                    _check(what, iter(lambda: stream.read(_PIECE), b""), descriptor, None, progress)
+            except OSError as error:
+                raise ImageError(f"{what} can't be read", found=f"{error.strerror}: {local}") from error
             return local
         final = self._blobs / descriptor.digest.algorithm / descriptor.digest.hex
         if final.is_file() and final.stat().st_size == descriptor.size:
@@ -67,17 +70,17 @@ class Spool:
                 raise NoSpace(
                     f"no space left in the spool for {what}",
                     found=f"{free} bytes free in {self.directory}",
-                    expected=f"{descriptor.size + _RESERVE}",
+                    expected=f"at least {descriptor.size + _RESERVE} bytes: the blob's size and {_RESERVE} in reserve",
                     todo="free space there, or set spool_dir to a larger file system",
                 )
-            partial = self._partial / f"{os.getpid()}-{secrets.token_hex(8)}"
-            descriptor_out = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            unfinished = self._partial / f"{os.getpid()}-{secrets.token_hex(8)}"
+            descriptor_out = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 with os.fdopen(descriptor_out, "wb", buffering=0) as out:
                     _check(what, sources.blob(name, descriptor), descriptor, out.fileno(), progress)
-                partial.rename(final)
+                unfinished.rename(final)
             except BaseException:
-                partial.unlink(missing_ok=True)
+                unfinished.unlink(missing_ok=True)
                 raise
         return final
 
@@ -97,12 +100,12 @@ def fetching(
 ) -> Iterator[tuple[Layer, ...]]:
     """Fetch an image's layers in the background; yields them bottom to top.
 
-    A layer's `blob` waits for its file. Leaving the block early stops what has not begun.
+    A layer's `blob` waits for its file. Leaving the block early, and the first failure, stop all other downloads.
     """
-    progress = _Locked(progress or Silent())
+    downloads = _Downloads(progress or Silent())
     blobs: dict[Digest, Future[Path]] = {}
     for layer in image.manifest.layers:
-        if layer.urls and "nondistributable" in layer.media_type:
+        if layer.urls and ("nondistributable" in layer.media_type or "foreign" in layer.media_type):
             raise InvalidManifest(
                 f"{image.name}: layer {layer.digest} is not kept by the registry",
                 found="a non-distributable layer with 'urls'",
@@ -112,10 +115,10 @@ def fetching(
     try:
         for layer in reversed(image.manifest.layers):
             if layer.digest not in blobs:
-                blobs[layer.digest] = executor.submit(spool.get, image.name, layer, sources, progress)
+                blobs[layer.digest] = executor.submit(downloads.run, spool, image.name, layer, sources)
         yield tuple(
             Layer(
-                blobs[layer.digest].result,
+                partial(downloads.result, blobs[layer.digest]),
                 diff_id,
                 layer.size,
                 f"{image.name}: layer {number} ({str(layer.digest)[:19]})",
@@ -125,6 +128,7 @@ def fetching(
             )
         )
     finally:
+        downloads.stopped.set()
         executor.shutdown(cancel_futures=True)
 
 
@@ -159,17 +163,53 @@ def _check(what: str, pieces: Iterator[bytes], descriptor: Descriptor, out: int 
         )
 
 
-class _Locked:
-    """A `Progress` that several threads may tell."""
+class _Stopped(Exception):
+    """The rest of this download is of no use to anybody."""
+
+
+class _Downloads:
+    """The downloads of one image, and a `Progress` that several of them may tell.
+
+    Attributes:
+        stopped: Set to end all of them at their next piece.
+    """
 
     def __init__(self, progress: Progress) -> None:
+        self.stopped = threading.Event()
+        self._failure: BaseException | None = None
         self._progress = progress
         self._lock = threading.Lock()
 
+    def run(self, spool: Spool, name: ImageName, descriptor: Descriptor, sources: Sources) -> Path:
+        """One download, in a thread of its own."""
+        try:
+            self.advance(0)
+            return spool.get(name, descriptor, sources, self)
+        except _Stopped:
+            raise
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+            self.stopped.set()
+            raise
+
+    def result(self, download: Future[Path]) -> Path:
+        """The file, when it is there; the first failure of all downloads if it is not."""
+        try:
+            return download.result()
+        except (_Stopped, CancelledError):
+            if self._failure is None:
+                raise
+            raise self._failure from None
+
     def start(self, what: str, total: int) -> None:
+        """See `ports.Progress`."""
         with self._lock:
             self._progress.start(what, total)
 
     def advance(self, amount: int) -> None:
+        """See `ports.Progress`; a download calls it with each piece, so here it is stopped."""
+        if self.stopped.is_set():
+            raise _Stopped
         with self._lock:
             self._progress.advance(amount)

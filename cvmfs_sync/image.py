@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -41,13 +42,15 @@ _INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
 _MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 
 CONFIG_TYPES = frozenset({"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"})
-# Layer media types without their compression suffix; the compression itself is told by the blob's first bytes.
+# Layer media types without their compression suffix, and what may follow; the compression itself is told by the blob's
+# first bytes. Anything else behind them, such as "+encrypted", is not for us.
 _LAYER_TYPES = (
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
+_LAYER_TYPE = re.compile(f"({'|'.join(map(re.escape, _LAYER_TYPES))})([+.](gzip|zstd|zstd:chunked))?\\Z")
 # The floor that the distribution-spec sets for manifests; configurations are held to the same.
 MAX_DOCUMENT = 4 * 1024 * 1024
 MAX_LAYERS = 1024
@@ -257,11 +260,11 @@ def _manifest(document: Mapping[str, Any], digest: Digest, what: str) -> Manifes
     if len(layers) > MAX_LAYERS:
         raise InvalidManifest(f"{what}: too many layers", found=str(len(layers)), expected=f"at most {MAX_LAYERS}")
     for layer in layers:
-        if not layer.media_type.startswith(_LAYER_TYPES):
+        if not _LAYER_TYPE.match(layer.media_type):
             raise InvalidManifest(
-                f"{what}: layer {layer.digest} is not a file system layer",
+                f"{what}: layer {layer.digest} is not a file system layer that can be read",
                 found=layer.media_type[:200],
-                expected=" or ".join(_LAYER_TYPES),
+                expected=f"{' or '.join(_LAYER_TYPES)}, as it is or with gzip or zstd",
             )
     return Manifest(digest, config, layers)
 

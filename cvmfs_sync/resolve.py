@@ -99,7 +99,7 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
     Args:
         name: Where to ask.
         digest: What `source_digest` said.
-        platform: The one to choose from an index; a single manifest has to be for it.
+        platform: The one to choose from an index; a manifest whose platform no index names has to be for it.
         sources: Whom to ask.
 
     Raises:
@@ -109,11 +109,12 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
     what = str(name)
     content, _, media_type = sources.manifest(name, digest)
     document = parse_document(content, digest, media_type, what)
+    offered = False
     for _ in range(_MAX_NESTING):
         if isinstance(document, Manifest):
             break
         entry = choose(document, platform, what)
-        wanted = entry.descriptor
+        wanted, offered = entry.descriptor, entry.platform is not None
         content, _, media_type = sources.manifest(name, wanted.digest)
         if len(content) != wanted.size:
             raise InvalidManifest(
@@ -125,7 +126,8 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
         raise InvalidManifest(f"{what}: indexes nested more than {_MAX_NESTING} deep")
     blob = _small_blob(name, document.config, sources)
     config = parse_config(blob, document, what)
-    if not _fits(config.platform, platform):
+    # Many builders write their own platform into the configuration: what the index says is the publisher's word.
+    if not offered and not _fits(config.platform, platform):
         raise ImageNotFound(
             f"{what}: not available for {platform}",
             found=f"an image for {config.platform}",

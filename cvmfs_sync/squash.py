@@ -139,7 +139,9 @@ class TarSink:
         return self._emitted.get((inode.layer, inode.ordinal), inode.entry.path)
 
     def _check_overwritten(self, tree: Tree, path: bytes) -> None:
-        inode = tree.find(path)
+        inode: Inode | None = tree.root
+        for name in path.split(b"/"):  # as it stands in the archive: `find` would follow links
+            inode = (inode.children or {}).get(name) if inode is not None else None
         if inode is None or inode.children is not None:
             raise OutOfOrder(
                 f"{printable(path)}: cannot be squashed to a pipe",

@@ -12,13 +12,13 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from cvmfs_sync.errors import CvmfsSyncError, InvalidReference, RepositoryBusy
+from cvmfs_sync.errors import InvalidReference, NoSpace, RepositoryBusy, RepositoryUnavailable
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.rootfs import os_errors
 
@@ -41,6 +41,11 @@ CREATE TABLE events (
 );
 CREATE INDEX events_by_link ON events (link, id);
 """
+_COLUMNS = {
+    "seen": ["name", "platform", "source", "digest", "at"],
+    "failures": ["link", "name", "reason", "temporary", "count", "since", "last"],
+    "events": ["id", "at", "link", "name", "event", "digest", "detail"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a link: `published`, `moved`, `failed`, `recovered`."""
+    """Something that happened to a link: `published`, `linked` to a tree that was there, `failed`, `recovered`."""
 
     at: datetime
     name: str
@@ -83,21 +88,33 @@ class State:
         self.path = directory / "state.sqlite"
         with os_errors(f"to the state directory {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
+        with self._usable():
+            try:
+                self._database = self._open()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                self._set_aside(error)
+                self._database = self._open()
+
+    @classmethod
+    def snapshot(cls, directory: Path) -> Self:
+        """A copy in memory, for those who only look: nothing is made or changed on disk.
+
+        It is empty where there is no database, or none that this user may read.
+        """
+        state = cls.__new__(cls)
+        state.path = directory / "state.sqlite"
+        state._database = sqlite3.connect(":memory:")
         try:
-            self._database = self._open()
-        except sqlite3.OperationalError as error:
-            raise CvmfsSyncError(
-                f"the state database {self.path} cannot be used",
-                found=str(error),
-                todo="see that the directory is writable and no other process holds the database",
-            ) from error
-        except sqlite3.DatabaseError as error:
-            aside = self.path.with_suffix(".damaged")
-            log.warning("the state database is damaged (%s); moved to %s, history begins anew", error, aside)
-            self.path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-            self._database = self._open()
+            with closing(sqlite3.connect(f"{state.path.absolute().as_uri()}?mode=ro", uri=True)) as stored:
+                if stored.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
+                    stored.backup(state._database)
+        except (sqlite3.Error, OSError) as error:
+            log.info("no history: %s: %s", state.path, error)
+        if state._database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+            state._database.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+        return state
 
     def close(self) -> None:
         """Release the file."""
@@ -111,7 +128,7 @@ class State:
 
     def remember(self, name: str, platform: str, source: Digest, digest: Digest, at: datetime) -> None:
         """Note that `name` meant `source`, and for this platform the manifest `digest`."""
-        with self._database as database:
+        with self._writing() as database:
             database.execute(
                 "REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", (name, platform, str(source), str(digest), at.isoformat())
             )
@@ -134,7 +151,7 @@ class State:
         """Count a failure."""
         now = at.isoformat()
         first = self.failure(link) is None
-        with self._database as database:
+        with self._writing() as database:
             database.execute(
                 "INSERT INTO failures VALUES (?, ?, ?, ?, 1, ?, ?) ON CONFLICT (link) DO UPDATE SET"
                 " name = excluded.name, reason = excluded.reason, temporary = excluded.temporary,"
@@ -147,7 +164,7 @@ class State:
     def succeeded(self, link: str, name: str, at: datetime) -> None:
         """Forget that it failed."""
         if self.failure(link) is not None:
-            with self._database as database:
+            with self._writing() as database:
                 database.execute("DELETE FROM failures WHERE link = ?", (link,))
                 self._event(database, at, link, name, "recovered", None, "")
 
@@ -163,9 +180,13 @@ class State:
             name, reason, bool(temporary), count, datetime.fromisoformat(since), datetime.fromisoformat(last)
         )
 
+    def failing(self) -> tuple[str, ...]:
+        """The names, with their platforms, of all links that failed when they were last tried."""
+        return tuple(name for (name,) in self._database.execute("SELECT name FROM failures ORDER BY name"))
+
     def record(self, link: str, name: str, event: str, digest: Digest | None, detail: str, at: datetime) -> None:
         """Add an event to the history."""
-        with self._database as database:
+        with self._writing() as database:
             self._event(database, at, link, name, event, str(digest) if digest else None, detail)
 
     def history(self, link: str, limit: int = 20) -> tuple[Event, ...]:
@@ -186,20 +207,66 @@ class State:
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=10)
+        try:
+            self._prepare(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    @staticmethod
+    def _prepare(database: sqlite3.Connection) -> None:
+        """See that the database is whole and has our tables; make them in an empty one."""
         database.execute("PRAGMA journal_mode = WAL")
         # A power cut may cost the last cycle's memory; the repository has what counts.
         database.execute("PRAGMA synchronous = NORMAL")
+        verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
         version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version == _VERSION:
-            database.execute("SELECT 1 FROM seen, failures, events LIMIT 1")
-            return database
-        tables = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if version != 0 or tables:
-            database.close()
-            raise sqlite3.DatabaseError(f"version {version}, expected {_VERSION}")
+        columns = {
+            table: [column[1] for column in database.execute(f"PRAGMA table_info({table})")] for table in _COLUMNS
+        }
+        if version == _VERSION and columns == _COLUMNS:
+            return
+        if version != 0 or database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise sqlite3.DatabaseError(f"version {version} with other tables than those of version {_VERSION}")
         with database:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        return database
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self.path.with_suffix(".damaged")
+        log.warning("the state database is damaged (%s); moved to %s, history begins anew", error, aside)
+        # The log first: a new database must never meet an old one's.
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Turn what SQLite says into an error for a person."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise NoSpace(
+                    f"no space left for the state database {self.path}", found=str(error), todo="free space there"
+                ) from error
+            raise RepositoryUnavailable(
+                f"the state database {self.path} cannot be used",
+                found=str(error),
+                todo="see that the directory is writable and no other process holds the database; if the file is"
+                " damaged, remove it: history is lost, and no image",
+            ) from error
+        except OSError as error:
+            with os_errors(f"to the state directory {self.path.parent}"):
+                raise error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One SQLite transaction."""
+        with self._usable(), self._database as database:
+            yield database
 
 
 @contextmanager
@@ -223,7 +290,8 @@ def instance(directory: Path) -> Iterator[None]:
                 found=f"process {lock.read().strip() or 'unknown'} holds {path}",
                 todo="wait for it to finish; 'cvmfs-sync status' shows what is published meanwhile",
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with os_errors(f"to the state directory {directory}"):
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
         yield

@@ -6,7 +6,7 @@ filters tags the known tags are those that are published or have failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cvmfs_sync.errors import InvalidReference
@@ -14,7 +14,7 @@ from cvmfs_sync.imagelist import ImageList, Wish
 from cvmfs_sync.layout import Layout
 from cvmfs_sync.ports import Repository
 from cvmfs_sync.publish import Catalogue, published, read_catalogue
-from cvmfs_sync.reference import ImageName, Platform, parse_image
+from cvmfs_sync.reference import ImageName, Platform, Reference, parse_image
 from cvmfs_sync.state import Event, Failure, State
 
 __all__ = ["ImageStatus", "image_status"]
@@ -26,7 +26,7 @@ class ImageStatus:
 
     Attributes:
         state: `published`; `failed` when it failed last, whether or not an older one is published; `pending` before the
-            first try; `unlisted` when it is published and the list does not ask for it.
+            first try; `unlisted` when the list does not ask for it.
         digest: Of what is published; None if nothing is.
         size: Bytes, unpacked.
         checked_at: When the registry was last asked with success.
@@ -54,13 +54,18 @@ def image_status(
         layout: Where links are.
         state: Failures and history.
         wishes: The list.
-        only: Names to restrict the answer to; one that nobody asks for is reported as unlisted or pending.
+        only: Names to restrict the answer to; each is in it, be it published and asked for or not.
     """
     catalogue = read_catalogue(repository, layout)
+    # Behind a name, in parentheses, may be its platform.
+    failing = {name.partition(" ")[0] for name in state.failing()}
+    known = {name for name in map(_parsed, [*(line.image for line in catalogue.values()), *failing]) if name}
     statuses: list[ImageStatus] = []
     listed: set[str] = set()
     for wish in wishes.wishes:
-        for name, platform, link in _links(wish, layout, catalogue):
+        for name, platform, link in _links(wish, layout, known, failing):
+            if link in listed:
+                continue
             listed.add(link)
             if not only or name in only:
                 statuses.append(_status(repository, layout, state, catalogue, name, platform, link, wish))
@@ -72,16 +77,24 @@ def image_status(
             statuses.append(
                 _status(repository, layout, state, catalogue, unlisted, Platform.parse(line.platform), link, None)
             )
+    answered = {status.link for status in statuses}
+    for unknown in dict.fromkeys(only):
+        link = layout.link(unknown)
+        if link not in answered:
+            statuses.append(_status(repository, layout, state, catalogue, unknown, Platform(), link, None))
     return tuple(statuses)
 
 
-def _links(wish: Wish, layout: Layout, catalogue: Catalogue) -> Iterator[tuple[ImageName, Platform, str]]:
+def _links(
+    wish: Wish, layout: Layout, known: Collection[ImageName], failing: Collection[str]
+) -> Iterator[tuple[ImageName, Platform, str]]:
+    """The links of one wish; one that filters tags stands for itself while they can't be listed, or none is known."""
     names: list[ImageName] = [wish.name]
     if wish.tags is not None:
-        repository = str(wish.name)
-        known = {_parsed(line.image) for line in catalogue.values() if line.image.startswith(f"{repository}:")}
-        chosen = [name for name in known if name is not None and name.tag and wish.tags.matches(name.tag)]
-        names = sorted(chosen, key=str) or names
+        chosen = [
+            name for name in known if name.tag and wish.tags.matches(name.tag) and _repository(name) == str(wish.name)
+        ]
+        names = sorted(chosen, key=str) if chosen and str(wish.name) not in failing else [*names, *chosen]
     for name in names:
         for platform in wish.platforms:
             yield name, platform, layout.link(name, None if platform == wish.platforms[0] else platform)
@@ -121,8 +134,14 @@ def _status(
     )
 
 
+def _repository(name: ImageName) -> str:
+    return name.name if isinstance(name, Reference) else f"oci:{name.directory}"
+
+
 def _parsed(image: str) -> ImageName | None:
+    """A name in full; None for a repository without a tag, which the grammar would take for `latest`."""
     try:
-        return parse_image(image)
+        name = parse_image(image)
     except InvalidReference:
         return None
+    return name if str(name) == image else None

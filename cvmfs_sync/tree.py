@@ -21,6 +21,7 @@ SYNTHETIC = -1
 """The layer number of what no layer holds."""
 # As many as Linux follows in path resolution before ELOOP would be certain for anybody (path_resolution(7) says 40).
 _MAX_LINKS_FOLLOWED = 40
+_LEADING = (Kind.DIRECTORY, Kind.SYMLINK)
 
 
 class Inode:
@@ -87,7 +88,7 @@ class Tree:
             return None
         return chain[-1]
 
-    def _chain(self, path: bytes, *, create: bool, leaf: bool = False) -> list[Inode]:
+    def _chain(self, path: bytes, *, create: bool, leaf: bool = False, strict: bool = False) -> list[Inode]:
         """The directories from the root to `path`, as a kernel confined to the root would find them.
 
         `..` in a link's target never leads above the root. With `leaf` the last element may be anything.
@@ -96,7 +97,8 @@ class Tree:
             Empty if it does not exist and `create` is false.
 
         Raises:
-            InvalidImage: With `create`, if something other than a directory is in the way, or too many links.
+            InvalidImage: With `create`, if something other than a directory is in the way, or too many links; with
+                `create` or `strict`, for a `..` of what does not exist: umoci follows it, a kernel does not.
         """
         chain = [self.root]
         todo = path.split(b"/")[::-1] if path else []
@@ -112,9 +114,18 @@ class Tree:
             children = chain[-1].children
             assert children is not None  # noqa: S101 - the chain holds directories only until the last step
             child = children.get(name)
+            if (create or strict) and (child is None or child.entry.kind not in _LEADING) and b".." in todo:
+                raise InvalidImage(
+                    f"{printable(path)}: a link on the way leads through what is not there",
+                    found=f"'..' after {printable(name)}",
+                    expected="a directory before '..'",
+                )
             if child is None:
                 if not create:
                     return []
+                if name.startswith(WHITEOUT):
+                    # Docker takes what is below some of these for its own; a whiteout is no directory.
+                    raise InvalidImage(f"{printable(path)}: below a whiteout", found=printable(name))
                 child = children[name] = directory()
             if child.children is not None:
                 chain.append(child)
@@ -173,6 +184,8 @@ class _Merge:
         # id()s: an inode that another takes the id of in this layer's time makes way for one of this layer's.
         self.added: set[tuple[int, bytes]] = set()
         self.on_the_way: set[int] = set()
+        # Directories that hold nothing of the layers below any more; what is made with such an id later never does.
+        self.purged: set[int] = set()
         self.has_whiteouts = any(WHITEOUT in entry.path for entry in entries)
         self._last: tuple[bytes, list[Inode]] = (b"", [tree.root])
 
@@ -244,11 +257,14 @@ class _Merge:
         return target
 
     def _whiteout(self, parent_path: bytes, name: bytes) -> None:
-        chain = self.tree._chain(parent_path, create=False)
+        try:
+            chain = self.tree._chain(parent_path, create=False, strict=True)
+        except InvalidImage as error:
+            error.what = f"layer {self.number}: {error.what}"
+            raise
         if name == OPAQUE:
             if chain:
-                for child in list(chain[-1].children or ()):
-                    self._purge(chain[-1], child)
+                self._purge_below(chain[-1])
             return
         victim = name[len(WHITEOUT) :]
         if victim in (b"", b".", b".."):
@@ -260,14 +276,31 @@ class _Merge:
         """Remove what lower layers put at `name`; what this layer added, there or below, stays."""
         children = parent.children
         child = children.get(name) if children else None
-        if child is None:
+        if children is None or child is None:
             return
-        if (id(parent), name) not in self.added and id(child) not in self.on_the_way:
-            del children[name]  # type: ignore[union-attr]
+        if self._is_lower(parent, name, child):
+            del children[name]
             self._last = (b"", [self.tree.root])
-        elif child.children:
-            for grandchild in list(child.children):
-                self._purge(child, grandchild)
+        else:
+            self._purge_below(child)
+
+    def _purge_below(self, top: Inode) -> None:
+        """The same for all names in a directory. Once for each: whiteouts can be repeated by the million."""
+        pending = [top]
+        while pending:
+            parent = pending.pop()
+            if not parent.children or id(parent) in self.purged:
+                continue
+            self.purged.add(id(parent))
+            for name, child in list(parent.children.items()):
+                if self._is_lower(parent, name, child):
+                    del parent.children[name]
+                    self._last = (b"", [self.tree.root])
+                else:
+                    pending.append(child)
+
+    def _is_lower(self, parent: Inode, name: bytes, child: Inode) -> bool:
+        return (id(parent), name) not in self.added and id(child) not in self.on_the_way
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:

@@ -39,7 +39,10 @@ class Ways:
     refusals: tuple[str, ...]
 
     def command(self, root: Path) -> list[str]:
-        """The command to run the sandbox in `root`."""
+        """The command to run the sandbox in `root`.
+
+        It begins with `env -i`, because the image, not this terminal, shall say what is in the environment.
+        """
         return ["env", "-i", *(each.replace("{}", str(root)) for each in self.allowed), RUN]
 
 
@@ -57,6 +60,8 @@ def find_ways(sandbox: Path) -> Ways:
         if refusal is None:
             return Ways(way, tuple(refusals))
         refusals.append(refusal)
+    if not refusals:
+        refusals.append("neither bwrap, nor both unshare and chroot, are on PATH")
     return Ways((), (*refusals, *_closed_switches()))
 
 

@@ -22,12 +22,10 @@ _HELLO = '''\
 import os
 import sys
 
-def visible_files():
-    return sum(len(files) for _, _, files in os.walk("/"))
-
+files = sum(len(files) for _, _, files in os.walk("/"))
 print(f"Python {sys.version.split()[0]} at {sys.executable}")
 print(f"GREETING={os.environ.get('GREETING')}")
-print(f"{visible_files()} files are visible")
+print(f"{files} files are visible")
 '''
 
 _SHOW = """\

@@ -22,7 +22,7 @@ from images import Entry, file
 __all__ = ["PYTHON", "library_path", "python_files", "shell_files"]
 
 _PREFIX = Path(sys.base_prefix)
-_PREFIX_IN_IMAGE = Path("/usr" if _PREFIX == Path("/usr") else "/usr/local")
+_PREFIX_IN_IMAGE = Path("/usr" if sys.base_prefix == "/usr" else "/usr/local")
 _INTERPRETER = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 _STDLIB = Path(sysconfig.get_path("stdlib"))
 PYTHON = f"{_PREFIX_IN_IMAGE}/bin/python3"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from images import ARCHITECTURE, Image, tag
 from terminal import command, headline, output, say
 
 HELLO, NOTES = "oci:images:hello-1", "oci:images:notes-1"
+_CVMFS_SYNC = str(Path(sys.executable).with_name("cvmfs-sync"))  # where `make install` puts it
 _CONFIGURATION = """\
 image_list: image-list.yaml
 repository:
@@ -79,11 +81,15 @@ class Demo:
         command(["cvmfs-sync", *arguments])
         # Settings of the user's own must not change what is shown here.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CVMFS_SYNC_")}
-        return run([sys.executable, "-m", "cvmfs_sync", *arguments], self.home, environment)
+        return run([_CVMFS_SYNC, *arguments], self.home, environment)
+
+    def link(self, image: str) -> Path:
+        """The path that users type for an image."""
+        return self.published / f"oci{self.home}" / image.removeprefix("oci:")
 
     def tree(self, image: str) -> Path:
-        """The published sandbox that a user of this image gets."""
-        return (self.published / f"oci{self.home}" / image.removeprefix("oci:")).resolve(strict=True)
+        """The sandbox that its link leads to now."""
+        return self.link(image).resolve(strict=True)
 
 
 def run(arguments: list[str], directory: Path, environment: dict[str, str] | None = None) -> str:
@@ -155,6 +161,7 @@ def publish_again(demo: Demo) -> str:
 def look_at_changes(demo: Demo) -> str:
     """Look at a published image: each layer's changes have been applied."""
     say("The upper layer of notes removes draft.txt, clears attic/ by an opaque marker, and replaces report.txt.")
+    say(f"Of {demo.link(NOTES)} this is below opt/notes:")
     tree = demo.tree(NOTES)
     notes = tree / "opt/notes"
     names = sorted(str(path.relative_to(tree)) for path in notes.rglob("*"))
@@ -189,7 +196,7 @@ def ask(demo: Demo) -> str:
     expect(hexadecimal(demo.images.updated)[:12] in answer, "the new digest is shown")
     expect(answer.count("published  ") >= 2, "both images are shown as published")
     path = demo.cvmfs_sync("where", HELLO).strip()
-    expect(Path(path).resolve() == demo.tree(HELLO), "the path leads to the new tree")
+    expect(path == str(demo.link(HELLO)), "the answer is the path of the link")
     say("An image that is not published comes from its registry:")
     answer = demo.cvmfs_sync("where", "debian:12")
     expect(answer.strip() == "docker://docker.io/library/debian:12", "Apptainer is told where else to get it")
@@ -198,6 +205,7 @@ def ask(demo: Demo) -> str:
 
 def look_at_repository(demo: Demo) -> str:
     """Look at the repository: links that users type, trees by digest, and a record of each."""
+    say("All of it, but what is in the trees:")
     output("\n".join(list_repository(demo.published)))
     key = hexadecimal(demo.images.notes)
     record = demo.published / f".cvmfs-sync/images/{key[:2]}/{key}.json"
@@ -214,12 +222,11 @@ def run_image(demo: Demo) -> str:
     for refusal in ways.refusals:
         say(f"Not possible here: {refusal}")
     if not ways.allowed:
-        say(f"This machine lets nobody change the root directory, so {RUN} is not run. That fails nothing.")
-        return "image NOT run: this machine forbids it"
-    # The link is what users type; `env -i` because the image, not this terminal, shall say what is in the environment.
-    arguments = ways.command(demo.published / f"oci{demo.home}" / HELLO.removeprefix("oci:"))
-    command(arguments)
-    answer = run(arguments, demo.home)
+        say(f"So {RUN} is not run here; where the kernel allows user namespaces, everybody may. That fails nothing.")
+        return "image NOT run, which this machine forbids"
+    confined = ways.command(demo.link(HELLO))
+    command(confined)
+    answer = run(confined, demo.home)
     expect(f"Python {sys.version.split()[0]} " in answer, "the image's Python runs")
     expect(f"GREETING={SECOND_GREETING}\n" in answer, "the environment is the updated image's")
     files = sum(len(files) for _, _, files in os.walk(tree))
@@ -227,6 +234,7 @@ def run_image(demo: Demo) -> str:
     return "image run"
 
 
+# A step's docstring is its headline; it returns what it has shown, for the last line.
 STEPS: tuple[Callable[[Demo], str], ...] = (
     build,
     check,
@@ -283,8 +291,6 @@ def working_directory(keep: Path | None) -> Iterator[Path]:
     """A directory to work in: the given one, which stays, or a temporary one, which goes."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        if any(keep.iterdir()):
-            raise BrokenPromise(f"{keep} is empty; name a directory that is, or that is not there")
         yield keep.resolve()
         return
     home = Path(tempfile.mkdtemp(prefix="cvmfs-sync-demo-")).resolve()
@@ -295,7 +301,7 @@ def working_directory(keep: Path | None) -> Iterator[Path]:
 
 
 def remove(home: Path) -> None:
-    """Remove a directory with all that is in it. In directories without write permission that needs their mode first."""
+    """Remove a directory with all that is in it, be it without write permission as images may have it."""
     for directory, names, _ in os.walk(home):
         for name in names:
             path = Path(directory) / name
@@ -316,23 +322,37 @@ def walk_through(demo: Demo) -> None:
     say("; ".join(shown))
 
 
-def main() -> int:
-    """Run the demo; returns the exit code."""
+def arguments() -> argparse.Namespace:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="make demo ARGS=...", description="Publish, update and run real images.")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR, an empty directory, and leave it there")
-    keep: Path | None = parser.parse_args().keep
+    given = parser.parse_args()
+    if given.keep and given.keep.exists() and not (given.keep.is_dir() and not any(given.keep.iterdir())):
+        parser.error(f"--keep {given.keep}: name an empty directory, or one that is not there")
+    return given
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    keep: Path | None = arguments().keep
     try:
         with working_directory(keep) as home:
             walk_through(Demo(home))
     except BrokenPromise as broken:
-        hint = "" if keep else "; to look at what is there: make demo ARGS='--keep DIR'"
-        print(f"\ndemo failed: this does not hold: {broken}{hint}", file=sys.stderr)
-        return 1
+        return failed(f"this does not hold: {broken}")
+    except (OSError, subprocess.SubprocessError) as error:
+        return failed(str(error))
     except KeyboardInterrupt:
         return 130
     if keep:
-        say(f"Everything is in {keep}; there, cvmfs-sync sync goes on with it.")
+        say(f"Go on with it: cd {shlex.quote(str(keep))} && {shlex.quote(_CVMFS_SYNC)} status")
     return 0
+
+
+def failed(reason: str) -> int:
+    """Say why the demo ends early; returns the exit code."""
+    print(f"\ndemo failed: {reason}\nTo look at what is there: make demo ARGS='--keep DIR'", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -351,7 +351,7 @@ def test_printable_is_short() -> None:
     assert len(printable(b"x" * 1_000_000)) < 200
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=1_000)
 @given(random_layers())
 def test_any_layers_merge_to_what_the_model_says(layers: Layers) -> None:
     """Arbitrary layers give the model's tree, inode for inode, or both refuse them."""
@@ -366,7 +366,7 @@ def test_any_layers_merge_to_what_the_model_says(layers: Layers) -> None:
     assert listing(merge(entries)) == expected
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(random_layers(layers=2, entries=30))
 def test_long_layers_merge_to_what_the_model_says(layers: Layers) -> None:
     """Where a layer contradicts itself many times over, too."""

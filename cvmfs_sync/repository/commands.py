@@ -14,13 +14,15 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cvmfs_sync.errors import RepositoryUnavailable
 
-__all__ = ["Completed", "run"]
+__all__ = ["Completed", "run", "still_running"]
 
 log = logging.getLogger(__name__)
 _GRACE_SECONDS = 120.0
+_MARK = "CVMFSSYNC_COMMAND"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,15 @@ class Completed:
         return "; ".join([f"{shlex.join(self.argv)} -> {self.code}", *streams])
 
 
-def run(argv: Sequence[str]) -> Completed:
+def run(argv: Sequence[str], *, mark: str | None = None) -> Completed:
     """Run a command to its end, without standard input, in `/`, in a session of its own.
 
     A session of its own, because Ctrl-C on a terminal must not kill `cvmfs_server` halfway: an interrupt ends it with
     SIGTERM, which it survives in a state that can be aborted, and waits for it.
+
+    Args:
+        argv: The command.
+        mark: By which `still_running` finds it if we are killed while it runs.
 
     Raises:
         RepositoryUnavailable: The command does not exist.
@@ -60,6 +66,7 @@ def run(argv: Sequence[str]) -> Completed:
         process = subprocess.Popen(
             argv, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True, errors="replace", text=True,
+            env={**os.environ, _MARK: mark} if mark else None,
         )  # fmt: skip
     except FileNotFoundError as error:
         raise RepositoryUnavailable(
@@ -77,6 +84,23 @@ def run(argv: Sequence[str]) -> Completed:
     completed = Completed(tuple(argv), process.returncode, out, err, time.monotonic() - started)
     log.debug("%s, %.2f s", completed, completed.seconds)
     return completed
+
+
+def still_running(mark: str) -> int | None:
+    """The process of a `cvmfs_server` that was started with this mark and runs still, as far as /proc shows.
+
+    Daemons that it has started have its environment, too, but not its name.
+    """
+    wanted = f"{_MARK}={mark}".encode()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (directory / "environ").read_bytes().split(b"\0")
+            arguments = (directory / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # gone, or another user's
+        if wanted in environment and any(argument.endswith(b"cvmfs_server") for argument in arguments[:3]):
+            return int(directory.name)
+    return None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,16 +1,16 @@
 """The CernVM-FS backend: `cvmfs_server transaction`, writes below `/cvmfs/<name>`, `cvmfs_server publish`.
 
 What keeps an operator's transaction safe from us, and ours from a crash, is proof of ownership: a journal in the state
-directory is written before a transaction is opened, and the same id is the first thing written into the transaction.
-Only a transaction whose scratch area holds the journal's id is ever aborted, with one exception that can lose nothing:
-an untouched transaction that appeared within a minute of our own interrupted `cvmfs_server transaction`.
+directory is written before a transaction is opened, the same id is the first thing written into the transaction, and
+the journal then names the server's lock, too. Only a transaction with that lock, or whose scratch area holds that id,
+is ever published or aborted, with one exception that can lose nothing: an untouched transaction that appeared within a
+minute of our own interrupted `cvmfs_server transaction`.
 
-Every known failure is told by command, exit code and the text of both streams: see `FAILURES`.
+Every known failure is told by command, exit code and the text of both streams: see `failures`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,26 +18,21 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from cvmfs_sync.errors import (
-    CvmfsSyncError,
-    NoSpace,
-    NotOwner,
-    RepositoryBusy,
-    RepositoryError,
-    RepositoryUnavailable,
-)
+from cvmfs_sync.errors import RepositoryBusy, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.layout import OWN
-from cvmfs_sync.repository.commands import Completed, run
-from cvmfs_sync.repository.files import make_parents, sync_directory, write_new
+from cvmfs_sync.repository.commands import Completed, run, still_running
+from cvmfs_sync.repository.failures import failure_of
+from cvmfs_sync.repository.files import make_parents, write_new
+from cvmfs_sync.repository.journal import Journal, LockId, Note, lock_id
+from cvmfs_sync.repository.patience import pauses
 from cvmfs_sync.rootfs import os_errors, remove_tree
 
-__all__ = ["FAILURES", "CvmfsRepository", "Failure"]
+__all__ = ["CvmfsRepository"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +41,8 @@ ID_FILE = f"{OWN}/transaction"
 _CONFIGURATION = Path("/etc/cvmfs/repositories.d")
 _POLL_SECONDS = 5.0
 _OPENING_WINDOW_SECONDS = 60.0
+# A file's time is that of the last tick of the kernel's clock.
+_TICK_SECONDS = 0.1
 
 
 class CvmfsRepository:
@@ -56,7 +53,7 @@ class CvmfsRepository:
         root: Where it is mounted; `/cvmfs/<name>` if None.
         spool: The server's spool directory; told by server.conf, else `/var/spool/cvmfs/<name>`, if None.
         journal: File that remembers our open transaction.
-        wait: How long to wait for what may pass by itself.
+        wait: How long to wait, for each command, for what may pass by itself.
     """
 
     def __init__(
@@ -72,120 +69,220 @@ class CvmfsRepository:
         self.name = name
         self.root = root or Path("/cvmfs") / name
         self._spool = spool or _spool_of(name)
-        self._journal = journal
+        self._lock = self._spool / "in_transaction.lock"
+        self._scratch = self._spool / "scratch/current"
+        self._rdonly = self._spool / "rdonly"
+        self._journal = Journal(journal)
         self._wait = wait
         self._sleep = sleep
 
     @contextmanager
     def transaction(self, purpose: str) -> Iterator[CvmfsTransaction]:
         """See `ports.Repository`."""
-        identity = secrets.token_hex(16)
-        self._note(identity, "opening", purpose)
-        try:
-            self._server("transaction")
-        except CvmfsSyncError as error:
-            # The command has ended, so nothing of ours is open.
-            self._forget()
-            if error.found is not None and (holder := self._scratch_note()):
-                error.found += f"; its scratch area says: {holder}"
-            raise
+        note = self._open(Note(secrets.token_hex(16), "opening", purpose, time.time()))
         try:
             with os_errors(f"to the repository {self.root}"):
-                self._claim(identity, purpose)
+                note = self._claim(note)
                 yield CvmfsTransaction(self.root)
-            self._note(identity, "publishing", purpose)
-            self._server("publish")
-        except BaseException:
-            self._abort()
-            raise
-        self._forget()
+            if self._sees_spool() and not self._is_ours(note):
+                raise RepositoryUnavailable(
+                    f"the transaction on {self.name} was ended by somebody else while cvmfs-sync was writing",
+                    found=self._holder() or "no transaction is open",
+                    todo="find out who ran `cvmfs_server abort` or `publish`, then sync again",
+                )
+            note = replace(note, state="publishing")
+            self._journal.write(note)
+            self._server("publish", note)
+        except BaseException as error:
+            self._discard(note, error, opened=True)
+            if not (note.state == "publishing" and isinstance(error, RepositoryError) and self._published(note)):
+                raise
+            log.warning("clients see the revision all the same: %s", error)
+            return
+        self._journal.forget()
 
     def recover(self) -> str | None:
         """See `ports.Repository`."""
-        note = self._read_journal()
+        note = self._journal.read()
         if note is None:
             return None
-        identity, state = str(note.get("id")), note.get("state")
-        if not self._spool.is_dir():
-            return self._recover_blindly(identity, state)
-        if _id_in(self._spool / "rdonly" / ID_FILE) == identity:
-            self._forget()
-            return f"the last transaction on {self.name} had been published before we were interrupted"
-        lock = self._spool / "in_transaction.lock"
-        if not lock.exists():
-            self._forget()
-            return None
-        if _id_in(self._spool / "scratch/current" / ID_FILE) == identity or (
-            state == "opening" and self._untouched_since(lock, note)
-        ):
-            self._abort()
-            return f"aborted our interrupted transaction on {self.name}"
-        self._forget()
-        return f"left a transaction on {self.name} alone that is not ours"
+        self._wait_for_orphan(note)
+        if self._sees_spool():
+            return self._settle(note)
+        return self._settle_blindly(note)
 
-    def _recover_blindly(self, identity: str, state: object) -> str | None:
-        """Without a view of the spool, an id at the root proves an open transaction only before its publish began."""
-        if state == "open" and _id_in(self.root / ID_FILE) == identity:
+    def _open(self, note: Note) -> Note:
+        """Run `cvmfs_server transaction`, the journal telling of each attempt."""
+
+        def attempt() -> None:
+            nonlocal note
+            note = replace(note, started=time.time(), before=self._lock_id())
+            self._journal.write(note)
+
+        try:
+            self._server("transaction", note, attempt)
+        except RepositoryBusy as error:
+            if holder := self._holder():
+                error.found = f"{error.found}; {holder}"
+            self._journal.forget()
+            raise
+        except BaseException as error:
+            self._discard(note, error, opened=False)
+            raise
+        return replace(note, lock=self._lock_id())
+
+    def _claim(self, note: Note) -> Note:
+        """Write our id into the transaction, and see that it landed in the scratch area and not below the mount."""
+        path = make_parents(self.root, ID_FILE)
+        path.unlink(missing_ok=True)
+        who = f"{note.identity}\n{note.purpose}\ncvmfs-sync, process {os.getpid()} on {socket.gethostname()}\n"
+        write_new(path, who.encode())
+        if self._scratch.is_dir() and _id_in(self._scratch / ID_FILE) != note.identity:
+            path.unlink()
+            with suppress(OSError):
+                path.parent.rmdir()
+            raise RepositoryUnavailable(
+                f"{self.root} is not the repository's writable mount",
+                found=f"what is written there does not appear in {self._scratch}",
+                todo=f"check `mount` and repository.root; `cvmfs_server mount {self.name}` mounts it again",
+            )
+        note = replace(note, state="open")
+        self._journal.write(note)
+        return note
+
+    def _discard(self, note: Note, error: BaseException, *, opened: bool) -> None:
+        """End our transaction after an error, if it is still there.
+
+        If that fails the journal stays, the next start tries again, and the error says so.
+        """
+        try:
+            if self._sees_spool():
+                self._settle(note)
+            elif opened:
+                self._abort()
+            else:
+                self._journal.forget()
+        except RepositoryError as failure:
+            log.error("our transaction on %s is still open: %s", self.name, failure)
+            left = f"our transaction on {self.name} is still open; the next sync aborts it"
+            if isinstance(error, RepositoryError):
+                error.found = f"{error.found}; {left}: {failure.what}"
+            elif isinstance(error, Exception):
+                failure.found = f"{failure.found}; {left}"
+                raise failure from error
+
+    def _settle(self, note: Note) -> str | None:
+        """Abort the open transaction if it is the note's; say what was found."""
+        ours = self._is_ours(note)
+        if ours:
             self._abort()
+        # A publish that had got as far as the signature has happened, whatever became of its transaction.
+        if self._published(note):
+            self._journal.forget()
+            return f"the last transaction on {self.name} had been published before we were interrupted"
+        if ours:
             return f"aborted our interrupted transaction on {self.name}"
-        if state == "publishing" and _id_in(self.root / ID_FILE) == identity:
+        self._journal.forget()
+        return None if self._lock_id() is None else f"left a transaction on {self.name} alone that is not ours"
+
+    def _settle_blindly(self, note: Note) -> str | None:
+        """Without a view of the spool, an id at the root proves an open transaction only before its publish began."""
+        if _id_in(self.root / ID_FILE) != note.identity:
+            self._journal.forget()
+            return None
+        if note.state == "publishing":
             raise RepositoryUnavailable(
                 f"a publish of {self.name} was interrupted, and whether it is still open cannot be seen",
                 found=f"no spool directory {self._spool}",
                 expected="the server's spool directory",
-                todo=f"set repository.spool; or `cvmfs_server abort -f {self.name}` and remove {self._journal}",
+                todo=f"set repository.spool; or `cvmfs_server abort -f {self.name}` and remove {self._journal.path}",
             )
-        self._forget()
-        return None
+        self._abort()
+        return f"aborted our interrupted transaction on {self.name}"
 
-    def _claim(self, identity: str, purpose: str) -> None:
-        """Write our id into the transaction, and see that it landed in the scratch area and not below the mount."""
-        path = make_parents(self.root, ID_FILE)
-        path.unlink(missing_ok=True)
-        who = f"{identity}\n{purpose}\ncvmfs-sync, process {os.getpid()} on {socket.gethostname()}\n"
-        write_new(path, who.encode())
-        scratch = self._spool / "scratch/current"
-        if scratch.is_dir() and _id_in(scratch / ID_FILE) != identity:
-            path.unlink()
-            raise RepositoryUnavailable(
-                f"{self.root} is not the repository's writable mount",
-                found=f"what is written there does not appear in {scratch}",
-                todo=f"check `mount` and repository.root; `cvmfs_server mount {self.name}` mounts it again",
-            )
-        self._note(identity, "open", purpose)
-
-    def _untouched_since(self, lock: Path, note: dict[str, Any]) -> bool:
-        """Whether the open transaction began when ours would have, and nobody has written anything into it."""
-        started = float(note.get("started", 0))
-        if not started - 1 <= lock.stat().st_mtime <= started + _OPENING_WINDOW_SECONDS:
+    def _is_ours(self, note: Note) -> bool:
+        """Whether a transaction is open and is provably the note's."""
+        lock = self._lock_id()
+        if lock is None:
             return False
-        return not _differs(self._spool / "scratch/current", self._spool / "rdonly")
+        if lock == note.lock:
+            return True
+        if _id_in(self._scratch / ID_FILE) == note.identity and not self._published(note):
+            return True
+        return note.state == "opening" and lock != note.before and self._untouched_since(note.started)
+
+    def _untouched_since(self, started: float) -> bool:
+        """Whether the open transaction began when ours would have, and nobody has written anything into it."""
+        try:
+            began = self._lock.lstat().st_mtime
+        except FileNotFoundError:
+            return False
+        if not started - _TICK_SECONDS <= began <= started + _OPENING_WINDOW_SECONDS:
+            return False
+        return not _differs(self._scratch, self._rdonly)
+
+    def _published(self, note: Note) -> bool:
+        """Whether the mounted revision, or without a view of it the root, is that of the note's transaction."""
+        published = self._rdonly if self._sees_spool() else self.root
+        return _id_in(published / ID_FILE) == note.identity
+
+    def _sees_spool(self) -> bool:
+        return self._spool.is_dir()
+
+    def _lock_id(self) -> LockId | None:
+        with os_errors(f"to the spool {self._spool}"):
+            return lock_id(self._lock)
 
     def _abort(self) -> None:
-        """Discard our transaction; if that fails the journal stays, and the next start tries again."""
+        """Discard our transaction, whose ownership the caller has proved."""
         try:
-            self._server("abort", "-f")
+            self._server("abort", None, options=("-f",))
         except RepositoryError as error:
             if "is not in a transaction" not in str(error):
-                log.error("our transaction on %s is still open: %s", self.name, error)
                 raise
-        self._forget()
+        self._journal.forget()
 
-    def _server(self, command: str, *options: str) -> Completed:
+    def _wait_for_orphan(self, note: Note) -> None:
+        """Wait for a command that a killed run of ours left running: only its end tells what it did."""
+        waiting = pauses(self._wait, _POLL_SECONDS)
+        while (process := still_running(note.identity)) is not None:
+            pause = next(waiting, None)
+            if pause is None:
+                raise RepositoryBusy(
+                    f"cvmfs_server still runs for an interrupted cvmfs-sync on {self.name}",
+                    found=f"process {process}, {note.state} '{note.purpose}'",
+                    todo="wait for it to finish, then sync again",
+                )
+            log.info("process %d of an interrupted run still works on %s; waiting", process, self.name)
+            self._sleep(pause)
+
+    def _server(
+        self,
+        command: str,
+        note: Note | None,
+        before: Callable[[], None] = lambda: None,
+        *,
+        options: tuple[str, ...] = (),
+    ) -> Completed:
         """Run one subcommand, waiting for what may pass by itself.
+
+        Args:
+            command: The subcommand.
+            note: The transaction that it works for, by which it is known if we are killed meanwhile.
+            before: Called before each attempt.
+            options: Of the subcommand.
 
         Raises:
             RepositoryError: The `Failure` that its exit code and streams tell.
         """
-        deadline = time.monotonic() + self._wait.total_seconds()
+        waiting = pauses(self._wait, _POLL_SECONDS)
         while True:
-            completed = run(["cvmfs_server", command, *options, self.name])
+            before()
+            completed = run(["cvmfs_server", command, *options, self.name], mark=note.identity if note else None)
             if completed.code == 0:
                 log.info("cvmfs_server %s %s: %.1f s", command, self.name, completed.seconds)
                 return completed
-            failure = next(
-                (f for f in FAILURES if command in f.commands and f.text in completed.out + completed.err), None
-            )
+            failure = failure_of(command, completed)
             if failure is None:
                 raise RepositoryUnavailable(
                     f"cvmfs_server {command} of {self.name} failed",
@@ -193,46 +290,32 @@ class CvmfsRepository:
                     expected="exit code 0",
                     todo=f"`cvmfs_server check {self.name}` finds damage; the text above is the server's",
                 )
-            if not failure.busy or time.monotonic() >= deadline:
+            pause = next(waiting, None) if failure.busy else None
+            if pause is None:
                 raise failure.error(
                     failure.message.format(name=self.name),
                     found=str(completed),
                     todo=failure.todo.format(name=self.name),
                 )
             log.info("%s; waiting", failure.message.format(name=self.name))
-            self._sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+            self._sleep(pause)
 
-    def _note(self, identity: str, state: str, purpose: str) -> None:
-        """Write the journal: the old one or the new one is on disk, never half of one."""
-        document = {"version": 1, "id": identity, "state": state, "purpose": purpose, "started": time.time()}
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._journal.with_suffix(f".{identity[:8]}")
-        write_new(fresh, json.dumps(document).encode())
-        fresh.rename(self._journal)
-        sync_directory(self._journal.parent)
-
-    def _read_journal(self) -> dict[str, Any] | None:
+    def _holder(self) -> str:
+        """Since when a transaction is open and whose it is, as far as the lock and the scratch area tell."""
         try:
-            document = json.loads(self._journal.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            document = None
-        if not isinstance(document, dict) or document.get("version") != 1:
-            log.warning("the journal %s is not readable and is ignored", self._journal)
-            self._forget()
-            return None
-        return document
-
-    def _forget(self) -> None:
-        self._journal.unlink(missing_ok=True)
-
-    def _scratch_note(self) -> str:
-        try:
-            lines = (self._spool / "scratch/current" / ID_FILE).read_text(errors="replace").splitlines()
-        except OSError:
+            since = datetime.fromtimestamp(self._lock.lstat().st_mtime, UTC)
+            who = self._lock.owner()
+        except (OSError, KeyError):
             return ""
-        return re.sub(r"[^ -~]", "?", ", ".join(lines[1:]))[:300]
+        text = f"the transaction is open since {since:%Y-%m-%d %H:%M:%S}Z, its lock belongs to {who}"
+        path = self._scratch / ID_FILE
+        # An emulated or fuse-overlayfs scratch area may show what is published, too.
+        if _id_in(path) in (None, _id_in(self._rdonly / ID_FILE)):
+            return text
+        with suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()[1:]
+            text += "; it says: " + re.sub(r"[^ -~]", "?", ", ".join(lines))[:300]
+        return text
 
 
 class CvmfsTransaction:
@@ -244,17 +327,13 @@ class CvmfsTransaction:
     def create_tree(self, path: str) -> Path:
         """See `ports.Transaction`."""
         final = make_parents(self._root, path)
-        if final.is_symlink():
-            final.unlink()
-        else:
-            remove_tree(final)
-        final.mkdir()
+        remove_tree(final)
+        final.mkdir(mode=0o700)
         return final
 
     def write(self, path: str, content: bytes) -> None:
         """See `ports.Transaction`."""
-        final = self._clear(path)
-        write_new(final, content)
+        write_new(self._clear(path), content)
 
     def link(self, path: str, target: str) -> None:
         """See `ports.Transaction`."""
@@ -262,10 +341,7 @@ class CvmfsTransaction:
 
     def _clear(self, path: str) -> Path:
         final = make_parents(self._root, path)
-        if final.is_dir() and not final.is_symlink():
-            remove_tree(final)
-        else:
-            final.unlink(missing_ok=True)
+        remove_tree(final)
         return final
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from cvmfs_sync.errors import RepositoryBusy
 from cvmfs_sync.layout import OWN
-from cvmfs_sync.repository.files import make_parents, sync_directory, sync_file_system, write_new
+from cvmfs_sync.repository.files import exchange, make_parents, sync_directory, sync_file_system, write_new
+from cvmfs_sync.repository.patience import pauses
 from cvmfs_sync.rootfs import os_errors, remove_tree
 
 __all__ = ["DirectoryRepository"]
@@ -81,28 +82,30 @@ class DirectoryRepository:
     @contextmanager
     def _locked(self, wait: timedelta) -> Iterator[None]:
         path = make_parents(self.root, f"{OWN}/lock") if self.root.is_dir() else self._create()
-        deadline = time.monotonic() + wait.total_seconds()
+        waiting = pauses(wait, _POLL_SECONDS)
         with path.open("a+") as lock:
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() >= deadline:
+                    pause = next(waiting, None)
+                    if pause is None:
                         lock.seek(0)
                         raise RepositoryBusy(
                             f"somebody else is publishing to {self.root}",
                             found=f"the lock {path} is held by process {lock.read().strip() or 'unknown'}",
                             todo="wait for it to finish, then sync again",
                         ) from None
-                    self._sleep(_POLL_SECONDS)
+                    self._sleep(pause)
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
 
     def _create(self) -> Path:
-        self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o755)
         return make_parents(self.root, f"{OWN}/lock")
 
 
@@ -140,11 +143,19 @@ class DirectoryTransaction:
             sync_file_system(self._staging)
         for staged, path in [*self._trees, *self._others]:
             final = make_parents(self._root, path)
-            if final.is_dir() and not final.is_symlink():
-                # A tree of an interrupted or foreign publish, or a directory where a file shall be.
-                final.rename(self._next())
-            staged.rename(final)
+            # A tree of an interrupted or foreign publish, or something else where a tree or a file shall be. Without
+            # an exchange there is a moment in which neither is there.
+            if os.path.lexists(final) and (_is_directory(final) or _is_directory(staged)):
+                if not exchange(staged, final):
+                    final.rename(self._next())
+                    staged.rename(final)
+            else:
+                staged.rename(final)
             sync_directory(final.parent)
 
     def _next(self) -> Path:
         return self._staging / secrets.token_hex(8)
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

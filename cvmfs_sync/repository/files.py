@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
 from cvmfs_sync.errors import RepositoryUnavailable
 
-__all__ = ["make_parents", "sync_directory", "sync_file_system", "write_new"]
+__all__ = ["exchange", "make_parents", "sync_directory", "sync_file_system", "write_new"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 
 
 def make_parents(root: Path, path: str) -> Path:
@@ -37,11 +41,30 @@ def make_parents(root: Path, path: str) -> Path:
 def write_new(path: Path, content: bytes) -> None:
     """A new file of mode 0644, on disk when this returns."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
         os.fchmod(descriptor, 0o644)
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap what two names mean in one step, whatever they are; False where the file system can't, such as NFS.
+
+    See renameat2(2), RENAME_EXCHANGE.
+    """
+    renameat2 = getattr(_libc, "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def sync_directory(path: Path) -> None:

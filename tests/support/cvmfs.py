@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ class FakeCvmfs:
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to find the fake instead of a real server."""
-        path = os.environ.get("PATH", "/usr/bin:/bin")
-        if str(FAKES) not in path.split(":"):
-            path = f"{FAKES}:{path}"
+        # The fake starts with `env python3`, which should be this one: another may be a slow wrapper.
+        first = [str(FAKES), str(Path(sys.executable).parent)]
+        path = ":".join([*first, *(p for p in os.environ.get("PATH", "/usr/bin:/bin").split(":") if p not in first)])
         return {"PATH": path, "FAKE_CVMFS_ROOT": str(self.home)}
 
     @property

@@ -154,7 +154,7 @@ def start_docker_registry(directory: Path, htpasswd: tuple[str, str] | None = No
     last = ""
     for _ in range(5):
         # Another process may take the port between here and the start of the registry: then with another one.
-        host = f"127.0.0.1:{_free_port()}"
+        host = f"127.0.0.1:{free_port()}"
         configuration = directory / "config.json"  # YAML is a superset
         configuration.write_text(json.dumps(_configuration(directory, host, storage, htpasswd)))
         with log.open("wb") as stream:
@@ -208,7 +208,7 @@ def _answers(server: RegistryServer, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
