@@ -47,7 +47,10 @@ format: $(INSTALLED_DEV) ## format the code and repair what can be repaired
 bench: $(INSTALLED_DEV) ## measure
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
-fuzz: $(INSTALLED_DEV) ## run the property tests with many more examples
+FUZZ_SECONDS ?= 120
+fuzz: $(INSTALLED_DEV) ## fuzz tar reader and merge, FUZZ_SECONDS each; then property tests with many more examples
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m fuzz.fuzz_tar
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m fuzz.fuzz_merge
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
 # Universal pins: Linux on any processor, Python 3.11 to 3.14. What only other systems need is left out.

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CONTENDERS", "FLOOR", "PEER", "Contender", "Target"]
+__all__ = ["CONTENDERS", "FLOOR", "OURS", "PEER", "Contender", "Target"]
 
 FLOOR = "floor: curl, igzip, tar"
 PEER = "skopeo + umoci"
+OURS = (sys.executable, "-m", "cvmfs_sync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Target:
     repository: str
     tag: str
     layers: tuple[str, ...]
-    command: tuple[str, ...] = (sys.executable, "-m", "cvmfs_sync")
+    command: tuple[str, ...] = OURS
 
     @property
     def reference(self) -> str:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchmarks import layers as layers_module
 from benchmarks.layers import Layer, LayerWriter, Stats, scan, total, write_difference, write_image
+from benchmarks.measure import cache
 
 __all__ = ["Subject", "Unavailable", "debian", "scaled", "synthetic"]
 
@@ -99,7 +100,7 @@ def synthetic(files: int = 3_000, size: int = 60 * _MIB) -> Subject:
     """An image of about `files` files and `size` bytes with the same layers, made without root or any tool."""
 
     def make(layout: Path) -> dict[str, list[Layer]]:
-        generator = random.Random(1)  # noqa: S311
+        generator = random.Random(1)
         pool = _text(generator, 2 * size // 3)
         shares = [("base", 0.25), ("python", 0.4), ("compilers", 0.35)]
         layers = []
@@ -135,7 +136,7 @@ def scaled(entries: int, size: int) -> Subject:
     """An image of `entries` entries and `size` bytes in 4 layers, no path in two of them."""
 
     def make(layout: Path) -> dict[str, list[Layer]]:
-        generator = random.Random(2)  # noqa: S311
+        generator = random.Random(2)
         pool = _text(generator, 8 * _MIB)
         layers = []
         for number in range(4):
@@ -244,7 +245,7 @@ def _repeated(pool: bytes, start: int, size: int) -> bytes:
 
 def _cached(name: str, make: Callable[[Path], dict[str, list[Layer]]]) -> Subject:
     """The image that `make` makes, from the cache if this version of its recipe made it."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvmfs-sync-bench"
+    home = cache()
     home.mkdir(parents=True, exist_ok=True)
     recipe = b"".join(Path(file).read_bytes() for file in (__file__, layers_module.__file__))
     final = home / f"{name}-{hashlib.sha256(recipe).hexdigest()[:12]}"
@@ -271,7 +272,7 @@ def _cached(name: str, make: Callable[[Path], dict[str, list[Layer]]]) -> Subjec
 
 
 def _progress(message: str) -> None:
-    print(f"benchmarks: {message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"benchmarks: {message}\n")
 
 
 @contextmanager

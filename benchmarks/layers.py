@@ -108,7 +108,9 @@ class LayerWriter:
 
     layer: Layer
 
-    def __init__(self, layout: Path, parents: Mapping[str, os.stat_result] | None = None, *, fast: bool = False) -> None:
+    def __init__(
+        self, layout: Path, parents: Mapping[str, os.stat_result] | None = None, *, fast: bool = False
+    ) -> None:
         self._blobs = layout / "blobs/sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._partial = self._blobs / f".partial-{os.getpid()}-{id(self)}"

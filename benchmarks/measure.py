@@ -8,7 +8,6 @@ search. Making, mounting and unmounting are not measured, nor is writing back wh
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -18,12 +17,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-__all__ = ["Failed", "Sample", "can_mount", "count_entries", "fresh_directory", "run"]
+__all__ = [
+    "Failed",
+    "Sample",
+    "cache",
+    "can_mount",
+    "count_entries",
+    "fresh_directory",
+    "large_temporary",
+    "run",
+]
 
 _INTERVAL = 0.05
 _SIZE = 64 << 30
 _INODES = 4_000_000
+
+
+def cache() -> Path:
+    """Where images, and what else later runs can use, are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvmfs-sync-bench"
+
+
+def large_temporary() -> str:
+    """Where gigabytes can be put: /tmp may be memory."""
+    return os.environ.get("TMPDIR", "/var/tmp")
 
 
 class Failed(Exception):
@@ -41,14 +60,12 @@ class Sample:
         memory: Peak of the sum of the proportional set sizes (PSS) of the process tree, in bytes: all that its
             processes have mapped, shared libraries too, shared pages counted once; not the page cache. Looked at every
             50 ms.
-        largest: Peak resident set size of the largest process, in bytes, as the kernel counts it.
     """
 
     wall: float
     user: float
     system: float
     memory: int
-    largest: int
 
     @property
     def cpu(self) -> float:
@@ -63,11 +80,15 @@ def run(script: str, directory: Path, timeout: float = 3600) -> Sample:
         Failed: With the end of what it wrote to stderr.
     """
     environment = {
+        # PYTHONPATH stays, to measure another checkout.
         **{name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")},
         "TMPDIR": str(directory),
         "HOME": str(directory),
         "LC_ALL": "C.UTF-8",
+        # As installed: with bytecode.
+        "PYTHONPYCACHEPREFIX": str(cache() / "bytecode"),
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as messages:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -85,7 +106,7 @@ def run(script: str, directory: Path, timeout: float = 3600) -> Sample:
             messages.seek(max(0, messages.tell() - 2000))
             text = messages.read().decode(errors="replace").strip()
             raise Failed(f"exit code {process.returncode}: {text or 'and not a word'}")
-    return Sample(wall, usage.ru_utime, usage.ru_stime, memory.peak, usage.ru_maxrss * 1024)
+    return Sample(wall, usage.ru_utime, usage.ru_stime, memory.peak)
 
 
 class _Memory:
@@ -97,7 +118,7 @@ class _Memory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.peak = 0
 
-    def __enter__(self) -> _Memory:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -143,7 +164,7 @@ def can_mount() -> str:
     if absent:
         return f"not on PATH: {', '.join(absent)}"
     try:
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, _mounted(Path(directory)):
+        with tempfile.TemporaryDirectory(dir=large_temporary()) as directory, _mounted(Path(directory)):
             return ""
     except Failed as problem:
         return str(problem)
@@ -151,14 +172,13 @@ def can_mount() -> str:
 
 @contextmanager
 def fresh_directory(*, mount: bool) -> Iterator[Path]:
-    """An empty directory on a new file system if `mount`; gone at the end with all that is mounted below it.
+    """An empty directory, gone at the end with all that is mounted below it.
 
-    Dirty pages of whatever ran before are written back first, so that no run pays for another.
+    With `mount` on a new file system, and dirty pages of whatever ran before are written back first, so that no run
+    pays for another.
     """
-    base = os.environ.get("TMPDIR", "/var/tmp")
-    with tempfile.TemporaryDirectory(prefix="cvmfs-sync-bench-", dir=base) as directory:
+    with tempfile.TemporaryDirectory(prefix="cvmfs-sync-bench-", dir=large_temporary()) as directory:
         if not mount:
-            os.sync()
             yield Path(directory)
             return
         with _mounted(Path(directory)) as mounted:
@@ -202,9 +222,3 @@ def count_entries(root: Path) -> int:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
     return count
-
-
-def file_limit() -> None:
-    """Take the limit of open files that the machine allows, for us and for all that we start."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,6 +1,6 @@
 """What one writes first: download each layer, extract it with tarfile, apply the whiteouts. A contender, no part of us.
 
-    python naive.py http://HOST/v2/REPOSITORY TAG DIRECTORY
+Arguments: http://HOST/v2/REPOSITORY TAG DIRECTORY.
 """
 
 from __future__ import annotations

@@ -73,13 +73,23 @@ def _perf(target: Target, arguments: tuple[str, ...], *, mount: bool) -> str:
             run(f"perf record -q -F 499 -o perf.data -- {target.ours(*arguments)} | cat >/dev/null", directory)
         except Failed as problem:
             return f"failed: {problem}\n"
-        reports = []
-        for keys, top in (("comm", 10), ("comm,dso", 15), ("dso,symbol", _TOP)):
-            command = ["perf", "report", "--stdio", "--quiet", "--sort", keys, "-i", str(directory / "perf.data")]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip() and not line.startswith("#")]
-            reports.append("\n".join(lines[:top]))
-    return "\n\n".join(reports) + "\n"
+        parts = [_symbols(directory, keys, top) for keys, top in (("tid", 8), ("dso", 8), ("dso,symbol", _TOP))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _symbols(directory: Path, keys: str, top: int) -> str:
+    """The largest shares of a recording; what has no symbol is one symbol."""
+    command = ["perf", "report", "--stdio", "--quiet", "--sort", keys, "-i", str(directory / "perf.data")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    shares: dict[str, float] = {}
+    for line in result.stdout.splitlines():
+        share, _, name = line.strip().partition("%")
+        if name and not share.startswith("#"):
+            name = " ".join("?" if part.startswith("0x") else part for part in name.split() if part != "-")
+            shares[name] = shares.get(name, 0) + float(share)
+    return "\n".join(
+        f"{share:5.1f} %  {name}" for name, share in sorted(shares.items(), key=lambda item: -item[1])[:top]
+    )
 
 
 def _pyspy() -> str | None:

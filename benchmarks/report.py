@@ -57,6 +57,12 @@ def comparison(rows: Sequence[Row]) -> str:
     """The table, with each wall time's ratio to the floor's and to the peer's; the reasons of those skipped below."""
     measured = {row.name: row for row in rows if row.samples}
 
+    def best(row: Row, reference: str) -> str:
+        """The ratio of the shortest runs, which other processes have disturbed least."""
+        if reference not in measured:
+            return "-"
+        return f"{min(s.wall for s in row.samples) / min(s.wall for s in measured[reference].samples):.2f}"
+
     def ratio(row: Row, reference: str) -> str:
         """The median of the ratios within each round, which share what else the machine was doing."""
         if reference not in measured:
@@ -72,11 +78,14 @@ def comparison(rows: Sequence[Row]) -> str:
             f"{row.cpu:.2f}",
             f"{row.memory / _MB:.0f}",
             ratio(row, FLOOR),
+            best(row, FLOOR),
             ratio(row, PEER),
+            best(row, PEER),
         )
         for row in measured.values()
     ]
-    text = table(("registry -> files", "wall s", "min-max", "CPU s", "peak MB", "x floor", f"x {PEER}"), lines)
+    header = ("registry -> files", "wall s", "min-max", "CPU s", "peak MB", "x floor", "best", f"x {PEER}", "best")
+    text = table(header, lines)
     skipped = [f"skipped: {row.name}: {row.skipped}" for row in rows if row.skipped]
     return "\n".join([text, *([""] if skipped else []), *skipped])
 

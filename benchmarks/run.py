@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import images, report, scaling
-from benchmarks.contenders import CONTENDERS, Contender, Target
-from benchmarks.measure import Failed, can_mount, count_entries, file_limit, fresh_directory, run
+from benchmarks.contenders import CONTENDERS, OURS, Contender, Target
+from benchmarks.measure import Failed, can_mount, count_entries, fresh_directory, large_temporary, run
 from benchmarks.profiles import profile
 from benchmarks.report import Row
 from tests.support.registry import RegistryServer, start_docker_registry
@@ -27,7 +27,6 @@ _REPOSITORY = "bench/image"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; returns the exit code, 1 if a contender failed."""
     options = _parse(arguments)
-    file_limit()
     reason = "--no-mount" if options.no_mount else can_mount()
     if reason:
         _say(f"warning: {reason}: runs share one file system, which makes later ones slower")
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.scale:
             rows = list(_scale(options, mount=not reason))
-            print(scaling.scale_table(rows))
+            _print(scaling.scale_table(rows))
             result["scaling"] = [
                 {"command": r.command, r.series: r.amount, "wall": r.sample.wall, "cpu": r.sample.cpu,
                  "memory": r.sample.memory} for r in rows
@@ -49,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{subject.content / 1e6:.0f} MB, {subject.compressed / 1e6:.0f} MB compressed"
                 )
                 if options.profile:
-                    print(profile(target, mount=not reason))
+                    _print(profile(target, mount=not reason))
                 else:
                     table = _compare(target, _chosen(options.only), options.runs, mount=not reason)
                     result |= {"image": _describe(subject), "runs": options.runs, "results": report.document(table)}
-                    print(report.comparison(table))
+                    _print(report.comparison(table))
                     failed = any(row.skipped.startswith("failed") for row in table)
     except (images.Unavailable, Failed) as problem:
         _say(str(problem))
@@ -144,16 +143,16 @@ def _served(subject: images.Subject, options: argparse.Namespace) -> Iterator[Ta
     """The image in a registry of its own, which has just read it all."""
     if shutil.which("docker-registry") is None:
         raise images.Unavailable("not on PATH: docker-registry")
-    base = os.environ.get("TMPDIR", "/var/tmp")
     with (
-        tempfile.TemporaryDirectory(prefix="cvmfs-sync-registry-", dir=base) as directory,
+        tempfile.TemporaryDirectory(prefix="cvmfs-sync-registry-", dir=large_temporary()) as directory,
         start_docker_registry(Path(directory)) as registry,
     ):
         for tag in subject.tags:
             registry.push_layout(subject.layout, tag, _REPOSITORY, tag)
-        target = Target(registry.host, _REPOSITORY, subject.tags[0], _layers(registry, subject.tags[0]))
-        if options.command:
-            target = Target(target.host, target.repository, target.tag, target.layers, tuple(shlex.split(options.command)))
+        tag = subject.tags[0]
+        command = tuple(shlex.split(options.command)) or OURS
+        target = Target(registry.host, _REPOSITORY, tag, _layers(registry, tag), command)
+        run(target.ours("--version"), Path(directory))  # makes its bytecode
         yield target
 
 
@@ -169,8 +168,13 @@ def _describe(subject: images.Subject) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _say(message: str) -> None:
-    print(f"benchmarks: {message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"benchmarks: {message}\n")
 
 
 if __name__ == "__main__":

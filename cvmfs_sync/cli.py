@@ -87,7 +87,7 @@ PlatformOption = Annotated[
 ]
 ImagesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[IMAGE]...", help="Restrict it to these images; all of the list by default."),
+    typer.Argument(metavar="IMAGE", help="Restrict it to these images; all of the list by default."),
 ]
 ImageArgument = Annotated[
     str,
@@ -249,12 +249,15 @@ def _plan(config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = Fals
                     s["image"],
                     _short(s["digest"]),
                     human_size(s["bytes"]) if s["bytes"] else "-",
-                    s["reason"],
+                    s["error"]["what"].removeprefix(f"{s['image']}: ") if "error" in s else s["reason"],
                 )
                 for s in steps
             ],
             caption=_plan_summary(decided),
         )
+        for step in decided.steps:
+            if isinstance(step, Failed):
+                print_error(step.error)
     return 1 if any(isinstance(step, Failed) for step in decided.steps) else 0
 
 
@@ -373,7 +376,8 @@ def _status(
             if status.failure is not None:
                 count, since = status.failure.count, _minutes(status.failure.since.isoformat())
                 times = "once, at" if count == 1 else f"{count} times since"
-                sys.stdout.write(printable(f"{status.image}: failed {times} {since}: {status.failure.reason}\n"))
+                reason = status.failure.reason.removeprefix(f"{status.image}: ")
+                sys.stdout.write(printable(f"{status.image}: failed {times} {since}: {reason}\n"))
     return 0
 
 

@@ -24,7 +24,7 @@ from cvmfs_sync.errors import LimitExceeded
 from cvmfs_sync.ports import Progress, Silent
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
-from cvmfs_sync.tree import OPAQUE, WHITEOUT, Inode, Tree, merge, split
+from cvmfs_sync.tree import OPAQUE, WHITEOUT, Inode, Tree, merge, printable, split
 
 __all__ = ["Arrangement", "Layer", "Placement", "Sink", "flatten"]
 
@@ -197,7 +197,14 @@ def _arrange(tree: Tree, indexes: Sequence[Sequence[Entry]], placed: Sequence[by
         elif flag == _ASIDE or inode.entry.path not in names:
             arrangement.misplaced.append((names[0], inode))
 
+    longest = tree.limits.path
     for path, inode in tree.walk():
+        if len(path) > longest:  # the reader has looked at each path, but not where links lead it
+            raise LimitExceeded(
+                f"{printable(path)}: over the limit 'path'",
+                found=f"{len(path)} bytes, symbolic links on the way resolved",
+                expected=f"at most {longest} bytes",
+            )
         if inode.entry.kind is not Kind.FILE or inode.content is not None:
             continue
         if inode.shared:

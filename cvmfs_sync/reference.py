@@ -164,7 +164,9 @@ def parse_image(text: str, *, base: Path | None = None) -> ImageName:
     Raises:
         InvalidReference: When the text is neither.
     """
-    if not text or text != text.strip() or any(c.isspace() or not c.isprintable() for c in text):
+    # A directory may hold blanks; a registry's name never does.
+    blanks = not text.startswith("oci:") and any(c.isspace() for c in text)
+    if not text or text != text.strip() or blanks or not text.isprintable():
         raise _bad(text, "white space or control characters, or nothing", "registry/repository:tag")
     if not text.startswith("oci:"):
         if "://" in text:

@@ -351,6 +351,8 @@ def _write_sparse(descriptor: int, entry: Entry, content: Reader) -> None:
     os.ftruncate(descriptor, entry.size)
 
 
+# Deeper than any image may be, and within what a process may have open.
+_MAX_LEVELS = 400
 # A directory that is being emptied: its descriptor, its name in the directory above, that one's descriptor, names left.
 _Level = tuple[int, bytes, int, list[bytes]]
 
@@ -387,6 +389,14 @@ def _remove(parent: int, name: bytes) -> None:
 def _unlink_or_open(parent: int, name: bytes, stack: list[_Level]) -> None:
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=parent)
+        return
+    if len(stack) >= _MAX_LEVELS:
+        # Nearer to the root, where it is reached with fewer descriptors; the name can't be there.
+        top, _, _, names = stack[0]
+        moved = b".cvmfs-sync-" + secrets.token_hex(8).encode()
+        os.chmod(name, 0o700, dir_fd=parent)
+        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=top)
+        names.append(moved)
         return
     try:
         descriptor = os.open(name, _DIRECTORY, dir_fd=parent)

@@ -45,6 +45,7 @@ _LINKS = {
     b".test": b".singularity.d/actions/test",
     b"environment": b".singularity.d/env/90-environment.sh",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -106,11 +107,16 @@ def _metadata(config: ImageConfig) -> Inode:
         ("runscript", _runscript(config)),
         ("startscript", _SHEBANG + "# Container images have no command of their own for instances.\n"),
     ):
-        _put(top, name, file(content.encode("utf-8", "surrogateescape"), 0o755))
+        _put(top, name, file(_utf8(content), 0o755))
     labels = json.dumps(dict(config.labels), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    _put(top, "labels.json", file(labels.encode("utf-8", "surrogatepass")))
+    _put(top, "labels.json", file(_utf8(labels)))
     _put(top, "libs", directory())
     return top
+
+
+def _utf8(text: str) -> bytes:
+    """JSON can hold halves of a surrogate pair, UTF-8 cannot; Go, and so Docker, reads them as U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text).encode()
 
 
 def _put(top: Inode, path: str, inode: Inode) -> None:

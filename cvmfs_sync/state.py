@@ -106,8 +106,10 @@ class State:
         state = cls.__new__(cls)
         state.path = directory / "state.sqlite"
         state._database = sqlite3.connect(":memory:")
+        # Without `immutable`, SQLite would make files beside the database, with the owner of whoever looks.
+        mode = "mode=ro" if Path(f"{state.path}-wal").exists() else "immutable=1"
         try:
-            with closing(sqlite3.connect(f"{state.path.absolute().as_uri()}?mode=ro", uri=True)) as stored:
+            with closing(sqlite3.connect(f"{state.path.absolute().as_uri()}?{mode}", uri=True)) as stored:
                 if stored.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
                     stored.backup(state._database)
         except (sqlite3.Error, OSError) as error:
@@ -217,9 +219,6 @@ class State:
     @staticmethod
     def _prepare(database: sqlite3.Connection) -> None:
         """See that the database is whole and has our tables; make them in an empty one."""
-        database.execute("PRAGMA journal_mode = WAL")
-        # A power cut may cost the last cycle's memory; the repository has what counts.
-        database.execute("PRAGMA synchronous = NORMAL")
         verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
@@ -227,10 +226,14 @@ class State:
         columns = {
             table: [column[1] for column in database.execute(f"PRAGMA table_info({table})")] for table in _COLUMNS
         }
-        if version == _VERSION and columns == _COLUMNS:
-            return
-        if version != 0 or database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        known = version == _VERSION and columns == _COLUMNS
+        if not known and (version != 0 or database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]):
             raise sqlite3.DatabaseError(f"version {version} with other tables than those of version {_VERSION}")
+        database.execute("PRAGMA journal_mode = WAL")
+        # A power cut may cost the last cycle's memory; the repository has what counts.
+        database.execute("PRAGMA synchronous = NORMAL")
+        if known:
+            return
         with database:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 

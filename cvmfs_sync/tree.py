@@ -21,6 +21,9 @@ SYNTHETIC = -1
 """The layer number of what no layer holds."""
 # As many as Linux follows in path resolution before ELOOP would be certain for anybody (path_resolution(7) says 40).
 _MAX_LINKS_FOLLOWED = 40
+# The kernel's dev_t has 12 and 20 bits; what is larger would be cut to another device's number.
+_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
+_NO_DEVICE = (0, 0)
 _LEADING = (Kind.DIRECTORY, Kind.SYMLINK)
 
 
@@ -97,8 +100,8 @@ class Tree:
             Empty if it does not exist and `create` is false.
 
         Raises:
-            InvalidImage: With `create`, if something other than a directory is in the way, or too many links; with
-                `create` or `strict`, for a `..` of what does not exist: umoci follows it, a kernel does not.
+            InvalidImage: With `create`, if something other than a directory is in the way; with `create` or `strict`,
+                for too many links, and for a `..` of what does not exist: umoci follows it, a kernel does not.
         """
         chain = [self.root]
         todo = path.split(b"/")[::-1] if path else []
@@ -136,7 +139,7 @@ class Tree:
             elif child.entry.kind is Kind.SYMLINK:
                 followed += 1
                 if followed > _MAX_LINKS_FOLLOWED:
-                    if not create:
+                    if not (create or strict):
                         return []
                     raise InvalidImage(f"{printable(path)}: symbolic links in a circle")
                 target = child.entry.link
@@ -234,12 +237,23 @@ class _Merge:
                 del children[name]
                 if existing.children is not None or existing.entry.kind is Kind.SYMLINK:
                     self._last = (b"", [self.tree.root])
+            if entry.device > _NO_DEVICE:
+                self._check_device(entry)
             if entry.kind is Kind.HARDLINK:
                 children[name] = self._target(entry)
             else:
                 children[name] = Inode(entry, self.number, ordinal)
         if self.has_whiteouts:
             self.added.add((id(parent), name))
+
+    def _check_device(self, entry: Entry) -> None:
+        major, minor = entry.device
+        if major > _MAX_MAJOR or minor > _MAX_MINOR:
+            raise InvalidImage(
+                f"layer {self.number}: {printable(entry.path)} has a device number that Linux cannot have",
+                found=f"{major}, {minor}",
+                expected=f"at most {_MAX_MAJOR}, {_MAX_MINOR}",
+            )
 
     def _target(self, entry: Entry) -> Inode:
         target = self.tree.find(entry.link)

@@ -144,7 +144,7 @@ def test_demo_fails_when_a_promise_does_not_hold(tmp_path: Path) -> None:
     demo = shutil.copytree(DEMO, tmp_path / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     script = demo / "run.py"
     script.write_text(script.read_text().replace('"2 to publish"', '"3 to publish"'))
-    command = [sys.executable, script]
+    command = [sys.executable, str(script)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1

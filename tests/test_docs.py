@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -33,6 +34,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 DEPLOY = ROOT / "deploy"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *DEPLOY.rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
+COMMAND = re.compile(r"(?:^|bin/|\$\()cvmfs-sync((?: --?[a-z]+)*) ([a-z]+)\b([^\n|#)]*)", re.MULTILINE)
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -42,21 +44,20 @@ def prose(path: Path) -> str:
 
 
 def section(path: Path, title: str) -> str:
-    """What stands below a heading, up to the next one of its rank."""
-    found = re.search(rf"^(#+) {re.escape(title)}$(.*?)(?=^#{{1,2}} |\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
+    """What stands below a heading of the first or second rank, up to the next one; without code blocks."""
+    found = re.search(rf"^(#+) {re.escape(title)}$(.*?)(?=^#{{1,2}} |\Z)", prose(path), re.MULTILINE | re.DOTALL)
     assert found, f"{path.name} has no section {title!r}"
     return found[2]
 
 
 def table(text: str, *header: str) -> list[list[str]]:
     """Rows of the table with these columns; backticks are left in."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.replace("\\|", "\0").splitlines()
-        if line.startswith("|")
-    ]
-    start = rows.index(list(header))
-    return rows[start + 2 : next((n for n, row in enumerate(rows) if n > start and len(row) != len(header)), None)]
+    for found in re.findall(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE):
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()]
+        if rows[0] == list(header):
+            assert {len(row) for row in rows} == {len(header)}
+            return rows[2:]
+    raise AssertionError(f"no table with the columns {header}")
 
 
 def code(cell: str) -> str:
@@ -148,6 +149,18 @@ def test_readme_has_all_commands_and_no_others() -> None:
     assert sorted(named) == sorted(command_names())
 
 
+def test_what_is_planned_is_not_there() -> None:
+    """The README does not call planned what works: commands, settings, lists from a URL."""
+    planned = re.search(r"\*\*Planned, not there yet:\*\*(.*?)\n\n", README.read_text(), re.DOTALL)
+    assert planned is None or not command_names() & set(re.findall(r"`(\w+)`", planned[1]))
+    rows = table(section(README, "Configuration"), "key", "default", "meaning")
+    unused = {code(key) for key, _, meaning in rows if "not used yet" in meaning}
+    wiring = (ROOT / "cvmfs_sync/cli.py").read_text()
+    assert [key for key in unused if f".{key}" in wiring] == []
+    (image_list,) = (meaning for key, _, meaning in rows if code(key) == "image_list")
+    assert ("not supported" in image_list) == ("lists from a URL are not supported" in literals())
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_the_pages_exist(path: Path) -> None:
     """No page tells anybody to run a command or an option of it that is not there."""
@@ -155,7 +168,7 @@ def test_commands_in_the_pages_exist(path: Path) -> None:
     shown = "\n".join(
         [*(body for _, _, body in FENCE.findall(path.read_text())), *re.findall(r"`([^`\n]+)`", prose(path))]
     )
-    for options, name, rest in re.findall(r"(?:^|[ /(])cvmfs-sync((?: --?[a-z]+)*) ([a-z]+)\b([^\n|#)]*)", shown):
+    for options, name, rest in COMMAND.findall(shown):
         assert name in command_names(), f"cvmfs-sync{options} {name}{rest}"
         command = getattr(group, "commands")[name]  # noqa: B009
         known = {option for owner in (command, group) for each in owner.params for option in each.opts}
@@ -210,7 +223,8 @@ def test_readme_has_all_keys_of_the_image_list() -> None:
 
 def test_exit_codes_agree() -> None:
     """README, docs/errors.md and the errors themselves have the same exit codes."""
-    codes = {0, 130} | {error.exit_code for error in error_types().values()}
+    codes = {int(number) for number in re.findall(r"[:;]\s(\d+) ", cli.__doc__ or "")}
+    assert codes > {0, 1, 2, 3} >= {error.exit_code for error in error_types().values()}
     for path, title in ((README, "Installing it for a site"), (DOCS / "errors.md", "Exit codes")):
         assert {int(row[0]) for row in table(section(path, title), "code", "meaning")} == codes
 
@@ -350,15 +364,30 @@ def test_messages_of_the_readme_are_messages_of_the_program() -> None:
 
 
 def test_architecture_has_every_module() -> None:
-    """The table of modules is the package's directory."""
+    """The table of modules is the import contract, row by row; `lint-imports` sees that no module is missing there."""
     rows = table((DOCS / "architecture.md").read_text(), "module", "what it is for")
-    named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
-    there = {
-        path.stem
-        for path in (ROOT / "cvmfs_sync").iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").is_file()
-    }
-    assert sorted(named) == sorted(there - {"__init__"})
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (each["layers"] for each in contracts if each["type"] == "layers")
+    assert [set(re.findall(r"`(\w+)`", row[0])) for row in rows] == [set(each.split(" | ")) for each in layers]
+
+
+def verify_unit(path: Path) -> None:
+    """Let systemd read a unit, its executable replaced by one that is here."""
+    path.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", path.read_text()))
+    command = ["systemd-analyze", "verify", "--man=no", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result
+
+
+@pytest.mark.parametrize("text", blocks("ini"))
+def test_drop_ins_are_what_systemd_understands(text: str, tmp_path: Path) -> None:
+    """Each drop-in that a page shows goes with the service."""
+    if shutil.which("systemd-analyze") is None:
+        missing("not on PATH: systemd-analyze")
+    service = tmp_path / "cvmfs-sync.service"
+    # In one file it means the same as in two.
+    service.write_text((DEPLOY / service.name).read_text() + "\n" + text)
+    verify_unit(service)
 
 
 def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
@@ -366,11 +395,8 @@ def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         missing("not on PATH: systemd-analyze")
     for name in ("cvmfs-sync.service", "cvmfs-sync.timer"):
-        text = (DEPLOY / name).read_text()
-        (tmp_path / name).write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text))
-        command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (result.returncode, result.stderr) == (0, ""), result
+        (tmp_path / name).write_text((DEPLOY / name).read_text())
+        verify_unit(tmp_path / name)
 
 
 def test_unit_lets_cvmfs_server_work() -> None:

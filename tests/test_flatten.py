@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -216,8 +217,16 @@ def test_odd_layers_are_arranged_and_read_again_only_where_a_file_is_missing(nam
 def test_both_sinks_write_the_models_tree(name: str, order: str, tmp_path: Path) -> None:
     """Whatever had to be arranged, the result is the model's, with contents, links and metadata."""
     require_root()
-    layers = {**ORDINARY, **ODD}[name][0]
-    layers = [[images.file(e.path, f"{at} {e.path}", uid=at) if e.type == b"0" else e for at, e in enumerate(layer)] for layer in layers]  # fmt: skip
+    table: dict[str, Layers] = {key: value[0] for key, value in ORDINARY.items()} | {
+        key: value[0] for key, value in ODD.items()
+    }
+    layers = [
+        [
+            replace(each, content=f"{at} {each.path}".encode(), uid=at) if each.type == b"0" else each
+            for at, each in enumerate(layer)
+        ]
+        for layer in table[name]
+    ]
     expected = expected_nodes(model([entries_of(each) for each in layers]), layers)
     if order == "directory":
         unpacked(in_memory(layers), tmp_path / "out")
@@ -299,33 +308,25 @@ def test_squash_of_out_of_order_layers(name: str, tmp_path: Path) -> None:
 SPARSE = 3_000_000
 
 
-def sparse_layer() -> images.Layer:
-    """A layer by GNU tar with a sparse file in each of its formats."""
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        stream = b""
-        for form in ("gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix --sparse-version=1.0"):
-            path = work / f"sparse-{form[:3]}-{form[-3:]}"
+def sparse_layers() -> list[images.Layer]:
+    """Layers by GNU tar with a sparse file in each of its formats."""
+    made = []
+    for form in ("gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix --sparse-version=1.0"):
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name, f"sparse-{form[-3:]}")
             with path.open("wb") as out:
                 out.write(b"start")
                 out.seek(SPARSE // 2)
                 out.write(b"middle" * 1000)
                 out.truncate(SPARSE)
             os.utime(path, (1_000, 1_000))
-            made = run_bytes("tar", "--sparse", f"--format={form.split()[0]}", *form.split()[1:], "-C", work, "-cf", "-", path.name)
-            stream += made[: _end_of_archive(made)]
-        return images.layer_of_tar(stream + bytes(1024))
+            command = ("tar", "--sparse", *f"--format={form}".split(), "-C", name, "-cf", "-", path.name)
+            made.append(images.layer_of_tar(run_bytes(*command)))
+    return made
 
 
 def run_bytes(*command: str | Path) -> bytes:
     return subprocess.run([os.fspath(each) for each in command], check=True, capture_output=True).stdout
-
-
-def _end_of_archive(stream: bytes) -> int:
-    end = len(stream)
-    while end and not any(stream[end - 512 : end]):
-        end -= 512
-    return end
 
 
 def everything() -> Image:
@@ -338,15 +339,18 @@ def everything() -> Image:
         f(f"{long}/ünïcödé and a\nnewline", "deep"), s(f"{long}/link", "x" * 300), s("absolute", "/etc/motd"),
         f("odd-\udcff\udcfe", "bytes"), s("odd-link", "to-\udcff"), h("odd-hard\udcff", "etc/motd"),
         fifo("pipe", 0o640), images.device("null", 1, 3, 0o666), images.device("disk", 259, 70_000, 0o660, block=True),
-        images.device("gone", 1, 5), d("closed", 0o000), f("closed/in", "side"), d("readonly", 0o555), f("readonly/x", "r"),
-        d("tmp", 0o1777), f("old", "before the epoch", mtime=-5), f("attributes", "x", xattrs={"user.b": b"2", "user.a": b"1\n\xc3\xbc"}),
+        images.device("gone", 1, 5), d("closed", 0o000), f("closed/in", "side"),
+        d("readonly", 0o555), f("readonly/x", "r"),
+        d("tmp", 0o1777), f("old", "before the epoch", mtime=-5),
+        f("attributes", "x", xattrs={"user.b": b"2", "user.a": b"1\n\xc3\xbc"}),
         f("empty"), f("block", bytes(512)), f("big", bytes(range(256)) * 20_000), f("hidden/a"), f("removed"),
     )  # fmt: skip
     above = images.layer(
-        opaque("hidden"), f("hidden/b", "b"), whiteout("removed"), whiteout("gone"), f("etc/motd", "new\n"), h("second", "etc/hard"),
+        opaque("hidden"), f("hidden/b", "b"), whiteout("removed"), whiteout("gone"), f("etc/motd", "new\n"),
+        h("second", "etc/hard"),
         d("closed", 0o000, mtime=99), compression="none",
     )  # fmt: skip
-    return Image((below, images.layer(f("etc/zstd", "z" * 9_999), compression="zstd"), above, sparse_layer()))
+    return Image((below, images.layer(f("etc/zstd", "z" * 9_999), compression="zstd"), above, *sparse_layers()))
 
 
 def test_squash_extracted_equals_unpack(tmp_path: Path) -> None:
@@ -356,7 +360,8 @@ def test_squash_extracted_equals_unpack(tmp_path: Path) -> None:
     run_cli("unpack", f"oci:{layout}:t", tmp_path / "unpacked").ok()
     run_cli("squash", f"oci:{layout}:t", "-o", tmp_path / "flat.tar").ok()
     (tmp_path / "out").mkdir()
-    run("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", tmp_path / "flat.tar", "-C", tmp_path / "out")
+    options = ("--xattrs", "--xattrs-include=*", "--numeric-owner")
+    run("tar", *options, "-xpf", tmp_path / "flat.tar", "-C", tmp_path / "out")
     assert_same_tree(tmp_path / "out", tmp_path / "unpacked")
     found = tree_listing(tmp_path / "unpacked")
     assert found["etc/shadow"].mode == 0
@@ -364,7 +369,7 @@ def test_squash_extracted_equals_unpack(tmp_path: Path) -> None:
     assert found["owned"].gid == 3_000_000_000
     assert found["disk"].device == (259, 70_000)
     assert found["old"].mtime_ns == -5 * 10**9
-    assert found["etc/hard"].mtime_ns == 1_600_000_000_123_456_789 // 1_000 * 1_000 + 716 or found["etc/hard"].mtime_ns > 0
+    assert found["etc/hard"].mtime_ns % 10**9 != 0
     assert found["etc/hard"].links == ("etc/hard", "odd-hard\udcff", "second")
     assert found["attributes"].xattrs == (("user.a", b"1\n\xc3\xbc"), ("user.b", b"2"))
     assert "gone" not in found
@@ -412,7 +417,7 @@ def test_another_diff_id_is_refused(tmp_path: Path) -> None:
     good, other = images.layer(f("a", "A")), images.layer(f("a", "B"))
     (layer,) = file_layers(tmp_path, [good])
     wrong = Layer(layer.blob, file_layers(tmp_path, [other])[0].diff_id, layer.size, "layer 7")
-    with pytest.raises(InvalidImage, match="layer 7.*digest"):
+    with pytest.raises(InvalidImage, match=r"layer 7.*digest"):
         unpacked([wrong], tmp_path / "out")
 
 
@@ -420,7 +425,7 @@ def test_another_diff_id_is_refused(tmp_path: Path) -> None:
     ("layers", "limits", "name"),
     [
         ([[f("a"), f("b")], [f("c")]], Limits(entries=2), "entries"),
-        ([[f("a", "x" * 600)], [f("b", "x" * 600)]], Limits(bytes=5_000), ""),
+        ([[f("a", "x" * 600)], [f("b", "x" * 600)]], Limits(bytes=10_300), ""),
         ([[f("a", "x" * 6000)], [f("b", "x" * 6000)]], Limits(bytes=10_300), "bytes"),
         ([[f("a"), h("b", "a")], [h("c", "a")]], Limits(hardlinks=1), "hardlinks"),
     ],
@@ -486,7 +491,7 @@ def test_a_transform_may_hide_what_was_placed(tmp_path: Path) -> None:
 # --- anything ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=1_500)
+@settings(max_examples=800)
 @given(random_layers())
 @example([[f("z/b", "Z"), f("a/b", "A"), s("a", "z")]])
 @example([[f("d/x"), s("a", "d")], [f("a/x", "1"), h("y", "a/x")], [f("d/x", "2")]])
@@ -510,7 +515,7 @@ def test_any_layers_unpack_to_what_the_model_says(layers: Layers) -> None:
         assert os.listdir(work) == []
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=1_000)
 @given(random_layers())
 @example([[f("z/b", "Z"), f("a/b", "A"), s("a", "z")]])
 def test_any_layers_squash_to_what_the_model_says(layers: Layers) -> None:

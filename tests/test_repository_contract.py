@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -78,7 +79,9 @@ def seen(path: Path) -> str:
     if path.is_symlink():
         return f"link {os.readlink(path)}"
     if path.is_dir():
-        return f"tree {sorted(p.relative_to(path).as_posix() for p in path.rglob('*'))} {(path / 'etc/name').read_text()}"
+        return (
+            f"tree {sorted(p.relative_to(path).as_posix() for p in path.rglob('*'))} {(path / 'etc/name').read_text()}"
+        )
     if path.exists():
         return f"file {path.read_text()}"
     return "nothing"
@@ -171,7 +174,9 @@ def test_modes_are_readable_whatever_the_umask(place: Place, umask: int) -> None
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bug"), InvalidImage("broken"), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__
+    "error",
+    [ValueError("bug"), InvalidImage("broken"), KeyboardInterrupt(), SystemExit(3)],
+    ids=lambda e: type(e).__name__,
 )
 def test_an_exception_aborts(place: Place, error: BaseException) -> None:
     """Whatever ends the block early comes out as it is, nothing of the transaction is there, and the next one works."""
@@ -179,7 +184,7 @@ def test_an_exception_aborts(place: Place, error: BaseException) -> None:
     with repository.transaction("before") as transaction:
         put_tree(transaction, place.prefix + "tree", "old")
         transaction.link(place.prefix + "link", "tree")
-    with pytest.raises(type(error)) as caught, repository.transaction("fails") as transaction:
+    with pytest.raises(type(error)) as caught, repository.transaction("fails") as transaction:  # noqa: PT012
         put_tree(transaction, place.prefix + "tree", "new")
         transaction.link(place.prefix + "link", "elsewhere")
         transaction.write(place.prefix + "deep/file", b"new")
@@ -196,12 +201,13 @@ def test_an_exception_aborts(place: Place, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(errno.ENOSPC, NoSpace), (errno.EROFS, RepositoryUnavailable), (errno.EIO, RepositoryUnavailable)]
+    ("number", "error"),
+    [(errno.ENOSPC, NoSpace), (errno.EROFS, RepositoryUnavailable), (errno.EIO, RepositoryUnavailable)],
 )
 def test_write_errors_name_the_repository(place: Place, number: int, error: type[RepositoryError]) -> None:
     """An OSError of writing aborts and comes out as what it means, naming the repository, with exit code 3."""
     repository = place.repository()
-    with pytest.raises(error, match=str(place.root)) as caught, repository.transaction("test") as transaction:
+    with pytest.raises(error, match=str(place.root)) as caught, repository.transaction("test") as transaction:  # noqa: PT012
         transaction.create_tree(place.prefix + "tree")
         raise OSError(number, os.strerror(number))
     assert caught.value.exit_code == 3
@@ -277,7 +283,7 @@ def test_a_held_repository_is_busy(place: Place) -> None:
     assert place.name in str(caught.value)
     holder = r"process \d+" if place.kind == "directory" else r"open since \d{4}-.*Z, its lock belongs to \w+"
     assert caught.value.found
-    assert __import__("re").search(holder, caught.value.found)
+    assert re.search(holder, caught.value.found)
     assert caught.value.todo
 
 
@@ -297,7 +303,7 @@ def test_waiting_has_a_limit(place: Place) -> None:
 def test_waiting_ends_when_the_holder_has_gone(place: Place) -> None:
     """A transaction that was waited for is followed by ours."""
     with place.held() as release:
-        repository = place.repository(wait=60, sleep=lambda _: release() and None)
+        repository = place.repository(wait=60, sleep=lambda _: release())
         with repository.transaction("test") as transaction:
             transaction.write(place.prefix + "file", b"ours")
     assert seen(place.client(place.prefix + "file")) == "file ours"

@@ -1,8 +1,8 @@
 """The CernVM-FS backend: `cvmfs_server transaction`, writes below `/cvmfs/<name>`, `cvmfs_server publish`.
 
 What keeps an operator's transaction safe from us, and ours from a crash, is proof of ownership: a journal in the state
-directory is written before a transaction is opened, the same id is the first thing written into the transaction, and
-the journal then names the server's lock, too. Only a transaction with that lock, or whose scratch area holds that id,
+directory is written before a transaction is opened, names the server's lock as soon as it is, and has an id that is
+the first thing written into the transaction. Only a transaction with that lock, or whose scratch area holds that id,
 is ever published or aborted, with one exception that can lose nothing: an untouched transaction that appeared within a
 minute of our own interrupted `cvmfs_server transaction`.
 
@@ -40,6 +40,7 @@ ID_FILE = f"{OWN}/transaction"
 """Names the last transaction of ours; published with it."""
 _CONFIGURATION = Path("/etc/cvmfs/repositories.d")
 _POLL_SECONDS = 5.0
+_ORPHAN_POLL_SECONDS = 0.25
 _OPENING_WINDOW_SECONDS = 60.0
 # A file's time is that of the last tick of the kernel's clock.
 _TICK_SECONDS = 0.1
@@ -64,7 +65,7 @@ class CvmfsRepository:
         root: Path | None = None,
         spool: Path | None = None,
         wait: timedelta = timedelta(minutes=5),
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.name = name
         self.root = root or Path("/cvmfs") / name
@@ -132,7 +133,12 @@ class CvmfsRepository:
         return replace(note, lock=self._lock_id())
 
     def _claim(self, note: Note) -> Note:
-        """Write our id into the transaction, and see that it landed in the scratch area and not below the mount."""
+        """Write our id into the transaction, and see that it landed in the scratch area and not below the mount.
+
+        The journal has the lock's identity before anything is written: half an id proves nothing.
+        """
+        note = replace(note, state="open")
+        self._journal.write(note)
         path = make_parents(self.root, ID_FILE)
         path.unlink(missing_ok=True)
         who = f"{note.identity}\n{note.purpose}\ncvmfs-sync, process {os.getpid()} on {socket.gethostname()}\n"
@@ -146,8 +152,6 @@ class CvmfsRepository:
                 found=f"what is written there does not appear in {self._scratch}",
                 todo=f"check `mount` and repository.root; `cvmfs_server mount {self.name}` mounts it again",
             )
-        note = replace(note, state="open")
-        self._journal.write(note)
         return note
 
     def _discard(self, note: Note, error: BaseException, *, opened: bool) -> None:
@@ -244,7 +248,7 @@ class CvmfsRepository:
 
     def _wait_for_orphan(self, note: Note) -> None:
         """Wait for a command that a killed run of ours left running: only its end tells what it did."""
-        waiting = pauses(self._wait, _POLL_SECONDS)
+        waiting = pauses(self._wait, _ORPHAN_POLL_SECONDS)
         while (process := still_running(note.identity)) is not None:
             pause = next(waiting, None)
             if pause is None:

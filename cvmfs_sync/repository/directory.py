@@ -40,7 +40,7 @@ class DirectoryRepository:
     """
 
     def __init__(
-        self, root: Path, *, wait: timedelta = timedelta(0), sleep: Callable[[float], None] = time.sleep
+        self, root: Path, *, wait: timedelta = timedelta(0), sleep: Callable[[float], object] = time.sleep
     ) -> None:
         self.root = root
         self._wait = wait

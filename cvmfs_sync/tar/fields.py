@@ -175,7 +175,7 @@ class PathRule:
         if path[-1:] == b"/":
             path = path[:-1]
         # An empty path also takes the slow way: every bytes object contains b"".
-        if path[:1] in b"/." or b"//" in path or b"/." in path or len(raw) > self._short:
+        if path[:1] in b"/." or b"//" in raw or b"/." in path or len(raw) > self._short:
             return self._slow(raw)
         return path
 

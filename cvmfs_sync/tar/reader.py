@@ -217,6 +217,11 @@ class Reader:
         sparse_keys: PaxSparse | None = None
         if extensions is not None:
             if extensions.name is not None:
+                if flag == b"\0" and name.endswith(b"/") is not extensions.name.endswith(b"/"):
+                    # Whether a v7 header is a directory's, Go tells from the one name, Python's tarfile from the other.
+                    raise Malformed(
+                        "a file or a directory, by which name?", found=f"{show(name)} and {show(extensions.name)}"
+                    )
                 name = extensions.name
             if extensions.link is not None:
                 raw_link = extensions.link
@@ -224,7 +229,11 @@ class Reader:
                 mtime = mtime if pax.mtime is None else pax.mtime
                 uid = uid if pax.uid is None else pax.uid
                 gid = gid if pax.gid is None else pax.gid
-                size = size if pax.size is None else _pax_size(pax.size, size, raw_size)
+                if pax.size is not None:
+                    if flag == b"S":
+                        # Stored or real: Python's tarfile takes it for the real size, which the map has, too.
+                        raise Malformed("a size in a pax header before an old GNU sparse file", found=str(pax.size))
+                    size = _pax_size(pax.size, size, raw_size)
                 xattrs = pax.xattrs or NO_XATTRS
                 sparse_keys = pax.sparse
             self._name = name
@@ -311,7 +320,11 @@ class Reader:
         """Read the content of an extension header."""
         if size > self._limits.header:
             raise TooLarge("header", size, self._limits.header)
-        return self._stream.take(size + -size % BLOCK)[:size]
+        padded = self._stream.take(size + -size % BLOCK)
+        if padded[size:].strip(b"\0"):
+            # Python's tarfile reads names and records on into the padding, GNU tar and Go do not.
+            raise Malformed("the padding of an extension header holds something", expected="zeros")
+        return padded[:size]
 
     def _symlink_target(self, raw: bytes) -> bytes:
         target = text(raw)

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Self
 
 from cvmfs_sync.repository import CvmfsRepository, DirectoryRepository
 from tests.support.commands import run
 from tests.support.cvmfs import FakeCvmfs
 
-__all__ = ["Place", "PublishingProcess", "no_sleep"]
+__all__ = ["Place", "PublishingProcess", "no_sleep", "until"]
 
 
 def no_sleep(seconds: float) -> None:
@@ -60,7 +60,7 @@ class Place:
         return self.fake.spool if self.fake else None
 
     def repository(
-        self, wait: float = 0, sleep: Callable[[float], None] = no_sleep
+        self, wait: float = 0, sleep: Callable[[float], object] = no_sleep
     ) -> CvmfsRepository | DirectoryRepository:
         """The backend, which waits so many seconds for others."""
         limit = timedelta(seconds=wait)
@@ -146,7 +146,7 @@ class PublishingProcess:
             text=True,
         )
 
-    def __enter__(self) -> PublishingProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

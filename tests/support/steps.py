@@ -1,0 +1,203 @@
+"""Runs of cvmfs-sync that kill themselves at their n-th writing step, and count their steps.
+
+A step is a call that changes something outside the process: every audit event of opening a file for writing, making,
+renaming, linking and removing names, changing metadata, and starting a command (PEP 578); and, as these raise no event,
+`os.write`, `os.fsync`, `os.mkfifo`, `os.mknod`, `syncfs`, `renameat2` and each statement and commit of SQLite. SIGKILL
+comes *before* the step is done. Not seen: the text of lock files, which means nothing, and the inside of SQLite.
+
+Starting Python and importing cvmfs-sync takes longer than a small sync, so one process imports it, and forks for each
+run: `Runs` talks to it. What is run is `python -m cvmfs_sync` all the same.
+
+Run as a program, this is that process: JSON requests on stdin, a line each; answers on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tests.support.commands import CliResult
+
+__all__ = ["Run", "Runs"]
+
+_EVENTS = frozenset({
+    "os.rename", "os.mkdir", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime",
+    "os.truncate", "os.setxattr", "os.removexattr", "subprocess.Popen", "sqlite3.connect",
+})  # fmt: skip
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        rc: Exit code, -9 if it was killed.
+        steps: What it did, or was about to do when it was killed, in order.
+    """
+
+    rc: int
+    stdout: str
+    stderr: str
+    steps: tuple[str, ...]
+
+    @property
+    def cli(self) -> CliResult:
+        """The same as a `CliResult`."""
+        return CliResult(self.rc, self.stdout, self.stderr)
+
+
+class Runs:
+    """A process that runs cvmfs-sync as often as it is asked.
+
+    Args:
+        environment: Added to that of the tests.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.steps"],
+            cwd=Path(__file__).parent.parent.parent,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def run(self, *arguments: str | os.PathLike[str], kill_at: int = 0, kill_after: float = 0) -> Run:
+        """Run `cvmfs-sync ARGUMENTS` to its end.
+
+        Args:
+            *arguments: The command line.
+            kill_at: Kill it before its step of this number, from 1 on.
+            kill_after: Kill it after so many seconds.
+        """
+        assert self._process.stdin
+        assert self._process.stdout
+        request: dict[str, Any] = {"arguments": [os.fspath(argument) for argument in arguments], "kill_at": kill_at}
+        request["kill_after"] = kill_after
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return Run(answer["rc"], answer["stdout"], answer["stderr"], tuple(answer["steps"]))
+
+
+def _install(kill_at: int, log: int) -> None:
+    """Count steps in this process from now on."""
+    write = os.write
+    count = 0
+
+    def step(what: str) -> None:
+        nonlocal count
+        count += 1
+        write(log, f"{what}\n".encode(errors="replace"))
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _EVENTS:
+            step(f"{event} {arguments[:2]!r}")
+        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
+            step(f"open {arguments[0]!r}")
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            step(f"{name} {arguments[0]!r}" if name != "write" else f"write {arguments[0]} {len(arguments[1])} bytes")
+            return function(*arguments, **keywords)
+
+        return call
+
+    for name in ("write", "fsync", "mkfifo", "mknod"):
+        setattr(os, name, wrapped(name, getattr(os, name)))
+    from cvmfs_sync.repository import files
+
+    for name in ("syncfs", "renameat2"):
+        setattr(files._libc, name, wrapped(name, getattr(files._libc, name)))
+    connect = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *more: Any) -> sqlite3.Cursor:
+            if not sql.startswith("SELECT"):
+                step(f"sqlite {sql[:40]}")
+            return super().execute(sql, *more)
+
+        def executescript(self, script: str) -> sqlite3.Cursor:
+            step(f"sqlite {script[:40]}")
+            return super().executescript(script)
+
+        def __exit__(self, *details: Any) -> Literal[False]:  # noqa: PYI036
+            step("sqlite commit")
+            return super().__exit__(*details)
+
+    sqlite3.connect = lambda *a, **k: connect(*a, factory=Connection, **k)  # type: ignore[assignment]
+    sys.addaudithook(audit)
+
+
+def _child(arguments: list[str], kill_at: int, log: int, out: int, err: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    code: object = 70
+    try:
+        sys.argv = ["cvmfs-sync", *arguments]
+        _install(kill_at, log)
+        runpy.run_module("cvmfs_sync", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:  # noqa: BLE001 -- the process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+
+def _serve() -> None:
+    import cvmfs_sync.cli  # noqa: F401 -- what forked processes need not do again
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = os.fork()
+            if not process:
+                _child(request["arguments"], request["kill_at"], log.fileno(), out.fileno(), err.fileno())
+            if request["kill_after"]:
+                time.sleep(request["kill_after"])
+                os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+            texts = []
+            for stream in (out, err, log):
+                stream.seek(0)
+                texts.append(stream.read().decode(errors="replace"))
+        answer = {
+            "rc": os.waitstatus_to_exitcode(status),
+            "stdout": texts[0],
+            "stderr": texts[1],
+            "steps": texts[2].splitlines(),
+        }
+        print(json.dumps(answer), flush=True)  # noqa: T201 -- the protocol
+
+
+if __name__ == "__main__":
+    _serve()
