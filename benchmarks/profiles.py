@@ -73,7 +73,7 @@ def _perf(target: Target, arguments: tuple[str, ...], *, mount: bool) -> str:
             run(f"perf record -q -F 499 -o perf.data -- {target.ours(*arguments)} | cat >/dev/null", directory)
         except Failed as problem:
             return f"failed: {problem}\n"
-        parts = [_symbols(directory, keys, top) for keys, top in (("tid", 8), ("dso", 8), ("dso,symbol", _TOP))]
+        parts = [_symbols(directory, keys, top) for keys, top in (("dso", 8), ("dso,symbol", _TOP))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -30,7 +30,7 @@ __all__ = ["decompress", "read_layer"]
 # Every piece costs a few hand-overs of the interpreter lock, each up to 5 ms when another thread is busy in
 # Python. At a MiB they cost least, and larger pieces gain nothing.
 _PIECE: Final = 1 << 20
-_IN_FLIGHT: Final = 8  # pieces
+_IN_FLIGHT: Final = 32  # pieces: stretches of small files and of large ones alternate
 _MAX_WINDOW: Final = 128 << 20  # what the zstd command takes; allocated only for frames that ask for it
 
 # The package's types call this class an instance.
@@ -257,7 +257,7 @@ def read_layer(path: Path, *, diff_id: Digest, what: str, limits: Limits) -> Ite
     """Inflate a blob's file beside the caller, and verify its diff_id at the end.
 
     One thread reads and inflates, another hashes; both leave the interpreter lock while they do. They are gone
-    when the context ends, wherever the caller stopped. At most some 12 MiB are in flight.
+    when the context ends, wherever the caller stopped. At most some 36 MiB are in flight.
 
     Args:
         path: The blob, whose own digest was verified.

@@ -20,7 +20,6 @@ import operator
 import os
 import secrets
 import struct
-import sys
 import threading
 import time
 from array import array
@@ -28,10 +27,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import zstandard
 
+from cvmfs_sync.columns import ColumnReader, ColumnWriter
 from cvmfs_sync.errors import CvmfsSyncError, InvalidReference
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
@@ -167,15 +167,14 @@ def _sparse_digest(entry: Entry, content: Reader) -> bytes:
 # --- the format -------------------------------------------------------------------------------------------------------
 #
 # Magic, version (2 bytes), sha256 of all that follows, and one zstd frame. In it, column after column over all entries:
-# what is the same for neighbours stands together, and compresses to nearly nothing. Numbers are little-endian, of the
-# narrowest type that holds the column, bytes of equal weight together. Values of owners and times repeat, so they are
-# numbers of a table; what few entries have (links, devices, extended attributes, sparse maps) names its entries.
+# what is the same for neighbours stands together, and compresses to nearly nothing. Owners and times repeat, so they
+# are positions in a table; what few entries have (links, devices, attributes, sparse maps) names its entries.
 
 
 def encode(index: LayerIndex) -> bytes:
     """The index as bytes, the same for equal indexes with the same version of zstd."""
     entries = index.entries
-    out = _Writer()
+    out = ColumnWriter()
     out.text(str(index.diff_id).encode())
     out.text(str(index.blob or "").encode())
     out.number(len(entries))
@@ -222,13 +221,13 @@ def decode(data: bytes) -> LayerIndex:
     if hashlib.sha256(frame).digest() != data[start:body]:
         raise _unusable("damaged", found="another checksum")
     try:
-        return _decode(_Reader(zstandard.ZstdDecompressor().decompress(frame)))
+        return _decode(ColumnReader(zstandard.ZstdDecompressor().decompress(frame)))
     # The checksum holds, so it was written like this: by a version of this program that forgot to raise FORMAT.
     except (zstandard.ZstdError, ValueError, IndexError, struct.error, OverflowError, InvalidReference) as problem:
         raise _unusable("inconsistent", found=str(problem)) from problem
 
 
-def _decode(column: _Reader) -> LayerIndex:
+def _decode(column: ColumnReader) -> LayerIndex:
     diff_id = Digest.parse(column.text().decode())
     blob = column.text().decode()
     count = column.number()
@@ -267,7 +266,6 @@ def _unusable(why: str, *, found: str, expected: str | None = None) -> UnusableI
 
 _NO_DEVICE = (0, 0)
 _BLOCK = 512
-Value = TypeVar("Value")
 
 
 def _shared(values: Sequence[int]) -> list[int]:
@@ -284,145 +282,6 @@ def _steps(sizes: Sequence[int]) -> Iterator[int]:
 def _expected_offsets(entries: Sequence[Entry], sizes: Sequence[int]) -> Iterator[int]:
     before = itertools.chain((0,), (entry.offset for entry in entries))
     return map(operator.add, before, _steps(sizes))
-
-
-class _Writer:
-    """Puts columns one after another."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def content(self) -> bytes:
-        return b"".join(self._parts)
-
-    def number(self, value: int) -> None:
-        """One number of any size."""
-        raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-        self._parts += (bytes((len(raw),)), raw)
-
-    def text(self, value: bytes) -> None:
-        self.number(len(value))
-        self._parts.append(value)
-
-    def numbers(self, values: Sequence[int]) -> None:
-        """A column of the narrowest type; numbers beyond 64 bits, which no archive has, one by one."""
-        self.number(len(values))
-        low, high = min(values, default=0), max(values, default=0)
-        bits = (max(high, -1 - low)).bit_length() + (low < 0)
-        code = next((code for code in ("BHIQ" if low >= 0 else "bhiq") if bits <= 8 * array(code).itemsize), _ANY_SIZE)
-        self._parts.append(code.encode())
-        if code == _ANY_SIZE:
-            for value in values:
-                self.number(value)
-        else:
-            self._parts.append(_to_planes(array(code, values)))
-
-    def table(self, values: Sequence[int]) -> None:
-        """A column of few different values: those, and the number of each entry's."""
-        numbers: dict[int, int] = {}
-        positions = [numbers.setdefault(value, len(numbers)) for value in values]
-        self.numbers(list(numbers))
-        self.numbers(positions)
-
-    def texts(self, values: Sequence[bytes]) -> None:
-        """A column of texts."""
-        self.numbers([len(value) for value in values])
-        self._parts.extend(values)
-
-    def paths(self, values: Sequence[bytes]) -> None:
-        """A column of texts, of each only what the one before does not begin with."""
-        shared = [
-            len(os.path.commonprefix((before, value)))  # noqa: RUF071 -- bytes are meant, not components
-            for before, value in itertools.pairwise(itertools.chain((b"",), values))
-        ]
-        self.numbers(shared)
-        self.texts([value[length:] for value, length in zip(values, shared, strict=True)])
-
-    def present(self, values: Sequence[Value | None]) -> list[Value]:
-        """Write which values are there at all, and return these."""
-        where = [ordinal for ordinal, value in enumerate(values) if value]
-        self.numbers([here - before for before, here in itertools.pairwise([0, *where])])
-        return [value for value in values if value]
-
-
-class _Reader:
-    """Takes columns one after another; the counterpart of `_Writer`, method by method."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._at = 0
-
-    def _take(self, count: int) -> bytes:
-        start, self._at = self._at, self._at + count
-        if count < 0 or self._at > len(self._content):
-            raise ValueError(f"{count} bytes at {start} of {len(self._content)}")
-        return self._content[start : self._at]
-
-    def end(self) -> None:
-        if self._at != len(self._content):
-            raise ValueError(f"{len(self._content) - self._at} bytes too many")
-
-    def number(self) -> int:
-        return int.from_bytes(self._take(self._take(1)[0]), "little", signed=True)
-
-    def text(self) -> bytes:
-        return self._take(self.number())
-
-    def numbers(self) -> Sequence[int]:
-        count = self.number()
-        code = self._take(1).decode()
-        if code == _ANY_SIZE:
-            return [self.number() for _ in range(count)]
-        if code not in _CODES:
-            raise ValueError(f"a column of type {code!r}")
-        column = array(code)
-        return _from_planes(column, self._take(count * column.itemsize))
-
-    def table(self) -> list[int]:
-        # A list, because an array makes a new object of a number each time.
-        different = list(self.numbers())
-        return list(map(different.__getitem__, self.numbers()))
-
-    def texts(self) -> list[bytes]:
-        ends = list(itertools.accumulate(self.numbers(), initial=0))
-        joined = self._take(ends[-1])
-        return [joined[start:end] for start, end in itertools.pairwise(ends)]
-
-    def paths(self) -> list[bytes]:
-        paths = []
-        path = b""
-        for length, rest in zip(self.numbers(), self.texts(), strict=True):
-            path = path[:length] + rest
-            paths.append(path)
-        return paths
-
-    def present(self) -> Iterator[int]:
-        return itertools.accumulate(self.numbers())
-
-
-_ANY_SIZE: Final = "*"
-_CODES: Final = frozenset("BHIQbhiq")
-
-
-def _to_planes(column: array[int]) -> bytes:
-    """All lowest bytes, then all second bytes, and so on: the upper ones of small numbers compress to nothing."""
-    if sys.byteorder == "big":
-        column.byteswap()
-    raw = column.tobytes()
-    return b"".join(raw[plane :: column.itemsize] for plane in range(column.itemsize))
-
-
-def _from_planes(column: array[int], planes: bytes) -> array[int]:
-    """Fill an empty column."""
-    width = column.itemsize
-    count = len(planes) // width
-    raw = bytearray(len(planes))
-    for plane in range(width):
-        raw[plane::width] = planes[plane * count : (plane + 1) * count]
-    column.frombytes(raw)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ class DirectorySink:
     def __init__(self, root: Path, policy: Policy) -> None:
         self._policy = policy
         self._root = os.open(root, _DIRECTORY)
+        self._given = _given_owner(self._root) if policy.owner else (-1, -1)
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self._made: set[bytes] = set()
         # Files that could not be placed, or were placed wrongly, wait here for their name. The name can't be guessed.
@@ -274,7 +275,7 @@ class DirectorySink:
 
     def _metadata(self, descriptor: int, entry: Entry, mode: int) -> None:
         # Ownership first: chown clears setuid bits and capabilities.
-        if self._policy.owner:
+        if self._policy.owner and (entry.uid, entry.gid) != self._given:
             os.fchown(descriptor, entry.uid, entry.gid)
         os.fchmod(descriptor, entry.mode | mode)
         if entry.xattrs:
@@ -328,6 +329,13 @@ class DirectorySink:
         descriptor = self._open.pop(path, None)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _given_owner(root: int) -> tuple[int, int]:
+    """The owner and group that whatever is made below `root` has without asking (mkdir(2), "BUGS" and S_ISGID)."""
+    status = os.fstat(root)
+    group = os.getegid()
+    return (os.geteuid(), group if status.st_gid == group and not status.st_mode & stat.S_ISGID else -1)
 
 
 def _write_all(descriptor: int, piece: bytes | memoryview) -> None:

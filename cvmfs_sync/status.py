@@ -6,6 +6,7 @@ filters tags the known tags are those that are published or have failed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ def image_status(
     """
     catalogue = read_catalogue(repository, layout)
     # Behind a name, in parentheses, may be its platform.
-    failing = {name.partition(" ")[0] for name in state.failing()}
+    failing = {re.sub(r" \([^ ()]*\)\Z", "", name) for name in state.failing()}
     known = {name for name in map(_parsed, [*(line.image for line in catalogue.values()), *failing]) if name}
     statuses: list[ImageStatus] = []
     listed: set[str] = set()

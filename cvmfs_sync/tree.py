@@ -21,6 +21,8 @@ SYNTHETIC = -1
 """The layer number of what no layer holds."""
 # As many as Linux follows in path resolution before ELOOP would be certain for anybody (path_resolution(7) says 40).
 _MAX_LINKS_FOLLOWED = 40
+# In all paths of an image together. A Debian image takes some hundred; this many take a few seconds.
+_MAX_LINK_STEPS = 10_000_000
 # The kernel's dev_t has 12 and 20 bits; what is larger would be cut to another device's number.
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 _NO_DEVICE = (0, 0)
@@ -53,11 +55,12 @@ class Inode:
 class Tree:
     """A root directory, and the walk over it that everybody uses."""
 
-    __slots__ = ("limits", "root")
+    __slots__ = ("_link_steps", "limits", "root")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.root = directory()
+        self._link_steps = 0
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
         """Every name but the root's with its inode: parents before children, siblings by their bytes."""
@@ -145,7 +148,14 @@ class Tree:
                 target = child.entry.link
                 if target.startswith(b"/"):
                     del chain[1:]
-                todo.extend(target.split(b"/")[::-1])
+                steps = target.split(b"/")
+                self._link_steps += len(steps)
+                if self._link_steps > _MAX_LINK_STEPS:
+                    raise LimitExceeded(
+                        "the image's paths lead through symbolic links too often",
+                        found=f"more than {_MAX_LINK_STEPS} components of links followed",
+                    )
+                todo.extend(steps[::-1])
             elif leaf and not todo:
                 chain.append(child)
             elif create:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvmfs_sync import index as index_module
+from cvmfs_sync.columns import ColumnReader, ColumnWriter
 from cvmfs_sync.errors import InvalidImage, LimitExceeded
 from cvmfs_sync.index import IndexCache, LayerIndex, UnusableIndex, decode, encode, index_layer
 from cvmfs_sync.reference import Digest
@@ -139,10 +140,10 @@ def test_any_index_comes_back(entries: list[Entry], diff_id: Digest, blob: Diges
 @given(st.lists(st.integers(), max_size=5))
 def test_any_numbers_come_back(values: list[int]) -> None:
     """A column holds numbers of any size, although no archive has such."""
-    writer = index_module._Writer()
+    writer = ColumnWriter()
     writer.numbers(values)
     writer.table(values)
-    reader = index_module._Reader(writer.content())
+    reader = ColumnReader(writer.content())
     assert [list(reader.numbers()), reader.table()] == [values, values]
     reader.end()
 
@@ -152,9 +153,9 @@ def test_any_numbers_come_back(values: list[int]) -> None:
 )
 def test_columns_at_the_limits_of_their_types(values: list[int]) -> None:
     """The narrowest type that is chosen holds the values."""
-    writer = index_module._Writer()
+    writer = ColumnWriter()
     writer.numbers(values)
-    assert list(index_module._Reader(writer.content()).numbers()) == values
+    assert list(ColumnReader(writer.content()).numbers()) == values
 
 
 def test_equal_values_are_one_object() -> None:

@@ -83,7 +83,7 @@ def test_references_take_dockers_normal_form(text: str, normal: str) -> None:
         ("oci::tag", "no directory"),
         ("oci:dir:", "tag ''"),
         ("oci:dir:-x", "tag '-x'"),
-        ("oci:my dir", "white space"),
+        ("oci:dir\n", "white space"),
     ],
 )
 def test_what_is_no_reference_is_refused(text: str, found: str) -> None:
@@ -107,6 +107,7 @@ def test_what_is_no_reference_is_refused(text: str, found: str) -> None:
         ("oci://srv//a/:1", "/srv/a", "1"),
         ("oci:///srv/a", "/srv/a", None),
         ("oci:.:latest", "/base", "latest"),
+        ("oci:/srv/my images:1", "/srv/my images", "1"),
     ],
 )
 def test_layout_directories_are_made_absolute(text: str, directory: str, tag: str | None) -> None:

@@ -27,6 +27,7 @@ from cvmfs_sync.errors import (
 )
 from cvmfs_sync.repository import CvmfsRepository
 from cvmfs_sync.repository.commands import run as run_command
+from cvmfs_sync.repository.commands import still_running
 from tests.support.cvmfs import FakeCvmfs
 from tests.support.places import Place, PublishingProcess, no_sleep, until
 
@@ -438,7 +439,8 @@ def crashed(place: Place, kill: str) -> None:
             process.leave()
             process.process.wait(20)
     fake.unswitch("kill")
-    assert place.journal.exists()
+    # The server kills us first, and then itself.
+    until(lambda: still_running(journal(place)["identity"]) is None)
 
 
 def test_a_foreign_transaction_that_we_waited_for_is_not_ours(place: Place) -> None:

@@ -428,3 +428,15 @@ def test_long_layers_merge_to_what_the_model_says(layers: Layers) -> None:
             merge(entries)
         return
     assert listing(merge(entries)) == expected
+
+
+def test_links_that_only_make_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths through long chains of links, again and again, end in a limit and not in hours."""
+    monkeypatch.setattr("cvmfs_sync.tree._MAX_LINK_STEPS", 1000)
+    entries = [
+        *(s(f"l{number}", "./" * 50 + f"l{number + 1}") for number in range(10)),
+        d("l10"),
+        *(f(f"l0/f{number}") if number % 2 else f(f"l10/g{number}") for number in range(20)),
+    ]
+    with pytest.raises(LimitExceeded, match="symbolic links too often"):
+        merged([entries])

@@ -290,7 +290,7 @@ def test_what_umoci_refuses_is_refused(name: str, tmp_path: Path) -> None:
     layout = write_layout(tmp_path / "layout", {"t": _image(WRONG[name][0])})
     assert main(["unpack", f"oci:{layout}:t", str(tmp_path / "mine")]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["layout"]
-    theirs = ["umoci", "unpack", "--image", f"{layout}:t", tmp_path / "theirs"]
+    theirs = ["umoci", "unpack", "--image", f"{layout}:t", str(tmp_path / "theirs")]
     assert (subprocess.run(theirs, capture_output=True, check=False).returncode == 0) == (name in WE_REFUSE)
 
 

@@ -249,7 +249,7 @@ class Reader:
         stored = 0
         if kind is _FILE:
             if name[-1:] == b"/":
-                kind = _directory_by_slash(flag, size)
+                kind = _directory_by_slash(flag, size, raw_name)
             else:
                 stored = size
         elif kind is not _DIRECTORY:
@@ -417,12 +417,15 @@ def _pax_size(pax: int, plain: int, raw: bytes) -> int:
     return pax
 
 
-def _directory_by_slash(flag: bytes, size: int) -> Kind:
-    """v7 had no type for directories but a slash. GNU tar extends that to type '0', Go does not."""
-    if flag != b"\0" or size:
+def _directory_by_slash(flag: bytes, size: int, raw_name: bytes) -> Kind:
+    """v7 had no type for directories but a slash. GNU tar extends that to type '0', Go does not.
+
+    Neither looks where the slash is from. Python's tarfile does not count the one between prefix and name.
+    """
+    if flag != b"\0" or size or not raw_name[0]:
         raise Malformed(
             "a file whose name ends in '/'",
-            found=f"type {flag!r}, size {size}",
+            found=f"type {flag!r}, size {size}, name {show(text(raw_name))}",
             expected="type '5' for a directory",
         )
     return Kind.DIRECTORY
