@@ -69,6 +69,7 @@ $(INSTALLED): requirements/run.txt pyproject.toml | $(BIN)/python
 	@echo "installing cvmfs-sync into $(VENV)"
 	@$(PIP) --require-hashes --no-deps --only-binary :all: -r requirements/run.txt
 	@$(PIP) --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m compileall -q cvmfs_sync
 	@touch $@
 
 $(INSTALLED_DEV): requirements/dev.txt $(INSTALLED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -80,6 +80,10 @@ class ImageList:
     def warnings(self) -> tuple[Problem, ...]:
         """What its author should know."""
         return tuple(problem for problem in self.problems if problem.severity == "warning")
+
+    def wished_on(self, day: date) -> ImageList:
+        """This list without the wishes that had expired by then."""
+        return replace(self, wishes=tuple(w for w in self.wishes if w.expires is None or w.expires >= day))
 
     def require_valid(self) -> ImageList:
         """This list, if it may be acted upon.

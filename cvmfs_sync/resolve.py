@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cvmfs_sync.errors import ImageError, ImageNotFound, InvalidManifest
 from cvmfs_sync.image import (
@@ -22,10 +23,13 @@ from cvmfs_sync.image import (
     parse_document,
     verify,
 )
-from cvmfs_sync.imagelist import Wish
 from cvmfs_sync.ports import Source
 from cvmfs_sync.reference import Digest, ImageName, LayoutReference, Platform, Reference
 from cvmfs_sync.tags import select
+
+if TYPE_CHECKING:
+    # It brings the validation of whole files with it, which `unpack` has no use for.
+    from cvmfs_sync.imagelist import Wish
 
 __all__ = ["Sources", "choose", "expand", "resolve", "source_digest"]
 

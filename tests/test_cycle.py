@@ -521,15 +521,15 @@ def test_an_unexpected_exception_ends_one_image(
     plain: Site, registry: ScriptableRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A defect that one image meets is its failure, asks to be reported, and does not keep the others."""
-    from cvmfs_sync import cycle
-    from cvmfs_sync.cli import _context, _load
+    from cvmfs_sync import cycle, plan
     from cvmfs_sync.imagelist import load
+    from cvmfs_sync.service import load_config, make_context
 
     registry.add_image("org/odd", "1", [layer(a="1")])
     registry.add_image("org/good", "1", [layer(a="2")])
     wishes = load(plain.wish(f"{registry.host}/org/odd:1", f"{registry.host}/org/good:1"))
-    for stage in ("source_digest", "resolve", "put_image"):
-        original = getattr(cycle, stage)
+    for module, stage in ((plan, "source_digest"), (plan, "resolve"), (cycle, "put_image")):
+        original = getattr(module, stage)
 
         def broken(*args: object, original: object = original, **more: object) -> object:
             if any("org/odd" in str(arg) for arg in args):
@@ -537,10 +537,10 @@ def test_an_unexpected_exception_ends_one_image(
             assert callable(original)
             return original(*args, **more)
 
-        monkeypatch.setattr(cycle, stage, broken)
-        with _context(_load(plain.config)) as context:
+        monkeypatch.setattr(module, stage, broken)
+        with make_context(load_config(plain.config)) as context:
             odd, good = cycle.sync(context, wishes).outcomes
-        monkeypatch.setattr(cycle, stage, original)
+        monkeypatch.setattr(module, stage, original)
         assert (odd.result, good.result) == ("failed", "published" if stage == "source_digest" else "unchanged")
         assert "ZeroDivisionError: division by zero" in str(odd.error)
         assert "report it" in str(odd.error)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome, Target
+from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
 from cvmfs_sync.errors import ImageError, RepositoryBusy, UsageError
 from cvmfs_sync.imagelist import parse
 from cvmfs_sync.metrics import CYCLE_RESULTS, Metrics
+from cvmfs_sync.plan import Target
 from cvmfs_sync.reference import Platform
 from tests.support import require
 

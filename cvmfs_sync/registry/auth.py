@@ -25,9 +25,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
-import oras.auth
-import oras.auth.utils
-
 from cvmfs_sync.errors import AccessDenied, ImageError, RegistryUnavailable
 from cvmfs_sync.registry.credentials import Credential
 from cvmfs_sync.registry.transport import BodyCutError, Request, Transport, describe, origin, read_document
@@ -188,6 +185,8 @@ class Authorizer:
         if challenge.scheme == "basic":
             if credential.username is None or credential.password is None:
                 return None
+            import oras.auth.utils  # noqa: PLC0415 - takes as long as a small image, and few registries need it
+
             return "Basic " + str(oras.auth.utils.get_basic_auth(credential.username, credential.password))
         _check_realm(target, challenge.parameters["realm"])
         asker = _TokenServer(self._transport, target)
@@ -244,6 +243,8 @@ def _scope(target: Target) -> str:
 
 def _ask_with_oras(asker: _TokenServer, target: Target, challenge: Challenge, credential: Credential) -> Any:
     """Token by GET, anonymous or with Basic."""
+    import oras.auth.utils  # noqa: PLC0415 - as above
+
     backend = oras.auth.get_auth_backend("token", session=asker)
     if credential.username is not None and credential.password is not None:
         backend.set_basic_auth(credential.username, credential.password)

@@ -14,10 +14,6 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import docker.auth
-import docker.errors
-from docker.utils.config import find_config_file
-
 __all__ = ["Credential", "DockerCredentials"]
 
 
@@ -64,6 +60,11 @@ class DockerCredentials:
             return self._known[registry]
 
     def _read(self, registry: str) -> Credential:
+        # All of docker-py comes with it, and a registry that asks for no credentials needs none of it.
+        import docker.auth  # noqa: PLC0415
+        import docker.errors  # noqa: PLC0415
+        from docker.utils.config import find_config_file  # noqa: PLC0415
+
         file = find_config_file(str(self._config) if self._config else None)
         if file is None:
             return Credential()

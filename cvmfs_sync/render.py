@@ -1,0 +1,197 @@
+"""What the commands print: tables for people, documents for programs.
+
+Values of the core go in, text or plain data comes out. A field of a document is documented in `docs/errors.md` or
+`docs/repository-layout.md`, or says what it is by its name; fields are only ever added.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cvmfs_sync.console import document, human_size, print_error, print_table, printable
+from cvmfs_sync.cycle import RESULTS, CycleReport
+from cvmfs_sync.plan import Failed, Plan, Publish, Relink, Step, Unchanged
+from cvmfs_sync.status import ImageStatus
+from cvmfs_sync.yamlfile import Problem
+
+__all__ = [
+    "plan_document",
+    "print_plan",
+    "print_report",
+    "print_status",
+    "problem_document",
+    "report_document",
+    "status_document",
+]
+
+
+def problem_document(problem: Problem) -> dict[str, Any]:
+    """A mistake in a file."""
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "where": problem.where,
+        "severity": problem.severity,
+        "message": problem.message,
+    }
+
+
+def plan_document(decided: Plan) -> dict[str, Any]:
+    """What sync would do."""
+    return {
+        "steps": [_step_document(step) for step in decided.steps],
+        "expired": [str(wish) for wish in decided.expired],
+    }
+
+
+def print_plan(decided: Plan) -> None:
+    """A table of the steps on stdout, the failures in full on stderr."""
+    print_table(
+        ("action", "image", "digest", "compressed", "reason"),
+        [
+            (
+                s["action"],
+                s["image"],
+                _short(s["digest"]),
+                human_size(s["bytes"]) if s["bytes"] else "-",
+                s["error"]["what"].removeprefix(f"{s['image']}: ") if "error" in s else s["reason"],
+            )
+            for s in map(_step_document, decided.steps)
+        ],
+        caption=_plan_summary(decided),
+    )
+    for step in decided.steps:
+        if isinstance(step, Failed):
+            print_error(step.error)
+
+
+def print_status(root: Path, statuses: Sequence[ImageStatus]) -> None:
+    """A table of the links, and why some of them failed."""
+    print_table(
+        ("state", "image", "digest", "published", "path"),
+        [
+            (s.state, s.image, _short(s.digest), _minutes(s.published_at), str(root / s.link) if s.digest else "-")
+            for s in statuses
+        ],
+    )
+    for status in statuses:
+        if status.failure is not None:
+            count, since = status.failure.count, _minutes(status.failure.since.isoformat())
+            times = "once, at" if count == 1 else f"{count} times since"
+            reason = status.failure.reason.removeprefix(f"{status.image}: ")
+            sys.stdout.write(printable(f"{status.image}: failed {times} {since}: {reason}\n"))
+
+
+def _short(digest: str | None) -> str:
+    return digest.partition(":")[2][:12] if digest else "-"
+
+
+def _minutes(timestamp: str | None) -> str:
+    with suppress(ValueError, TypeError):
+        return datetime.fromisoformat(timestamp or "").astimezone(UTC).strftime("%Y-%m-%d %H:%MZ")
+    return "-"
+
+
+def _step_document(step: Step) -> dict[str, Any]:
+    common = {"image": str(step.target), "link": step.target.link}
+    match step:
+        case Publish():
+            return {
+                "action": "publish", **common, "digest": str(step.image.digest), "bytes": step.image.compressed_size,
+                "reason": step.reason, "replaces": str(step.replaces) if step.replaces else None,
+            }  # fmt: skip
+        case Relink():
+            return {"action": "link", **common, "digest": str(step.digest), "bytes": 0, "reason": step.reason}
+        case Unchanged():
+            return {"action": "keep", **common, "digest": str(step.digest), "bytes": 0, "reason": "unchanged"}
+        case Failed():
+            return {
+                "action": "fail", **common, "digest": None, "bytes": 0,
+                "reason": str(step.error), "error": document(step.error),
+            }  # fmt: skip
+
+
+def _plan_summary(decided: Plan) -> str:
+    counts = {
+        kind: sum(isinstance(step, kind) for step in decided.steps) for kind in (Publish, Relink, Unchanged, Failed)
+    }
+    return (
+        f"{counts[Publish]} to publish, {counts[Relink]} to link, {counts[Unchanged]} unchanged, "
+        f"{counts[Failed]} failing, {len(decided.expired)} expired"
+    )
+
+
+def report_document(report: CycleReport) -> dict[str, Any]:
+    """What became of every target."""
+    return {
+        "exit_code": report.exit_code,
+        "seconds": round(report.seconds, 3),
+        "recovered": report.recovered,
+        "stopped": document(report.stopped) if report.stopped else None,
+        "images": [
+            {
+                "image": str(outcome.target),
+                "link": outcome.target.link,
+                "result": outcome.result,
+                "digest": str(outcome.digest) if outcome.digest else None,
+                "seconds": round(outcome.seconds, 3),
+                "error": document(outcome.error) if outcome.error else None,
+            }
+            for outcome in report.outcomes
+        ],
+    }
+
+
+def print_report(report: CycleReport) -> None:
+    """A table of what has changed, a summary, and every failure in full."""
+    rows = [
+        (o.result, str(o.target), _short(str(o.digest) if o.digest else None), f"{o.seconds:.1f} s")
+        for o in report.outcomes
+        if o.result != "unchanged"
+    ]
+    if rows:
+        print_table(("result", "image", "digest", "time"), rows)
+    counts = Counter(outcome.result for outcome in report.outcomes)
+    if report.recovered:
+        sys.stdout.write(f"{report.recovered}\n")
+    sys.stdout.write(", ".join(f"{counts[result]} {result}" for result in RESULTS) + f", {report.seconds:.1f} s\n")
+    for outcome in report.outcomes:
+        if outcome.error is not None and outcome.error is not report.stopped:
+            print_error(outcome.error)
+    if report.stopped is not None:
+        print_error(report.stopped)
+
+
+def status_document(root: Path, status: ImageStatus) -> dict[str, Any]:
+    """One link."""
+    failure = status.failure
+    return {
+        "image": status.image,
+        "state": status.state,
+        "link": status.link,
+        "path": str(root / status.link) if status.digest else None,
+        "digest": status.digest,
+        "size": status.size,
+        "published_at": status.published_at,
+        "checked_at": status.checked_at,
+        "description": status.description,
+        "failure": None
+        if failure is None
+        else {
+            "reason": failure.reason,
+            "temporary": failure.temporary,
+            "count": failure.count,
+            "since": failure.since.isoformat(),
+            "last": failure.last.isoformat(),
+        },
+        "history": [
+            {"at": event.at.isoformat(), "event": event.event, "digest": event.digest, "detail": event.detail}
+            for event in status.history
+        ],
+    }

@@ -1,0 +1,66 @@
+"""The daemon put together: what one cycle of `run` does with a configuration, its list and its metrics.
+
+A `Config` goes in; cycles happen until a signal handler raises. When they happen is `daemon`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from cvmfs_sync.config import Config
+from cvmfs_sync.cycle import RESULTS, sync
+from cvmfs_sync.daemon import run_daemon
+from cvmfs_sync.errors import CvmfsSyncError, RepositoryError
+from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.metrics import Metrics
+from cvmfs_sync.service import make_context, now, read_wishes
+from cvmfs_sync.state import instance
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: Config) -> None:
+    """Be the daemon: a cycle whenever the schedule says, until an exception from a signal handler."""
+    metrics = Metrics()
+    listen = config.metrics.listen
+    with instance(config.state_dir):
+        if listen is not None:
+            metrics.serve(listen.host, listen.port)
+            log.info("serving metrics on %s", listen)
+        last_good: list[ImageList] = []
+        run_daemon(config.schedule.sync, lambda: _daemon_cycle(config, metrics, last_good))
+
+
+def _daemon_cycle(config: Config, metrics: Metrics, last_good: list[ImageList]) -> None:
+    """One cycle of the daemon: whatever goes wrong is logged and counted, and the next one comes.
+
+    A list that is broken or not there keeps the last good one in force.
+    """
+    try:
+        last_good[:] = [read_wishes(config)]
+    except CvmfsSyncError as error:
+        metrics.list_read(valid=False)
+        log.error("the image list is not valid, %s: %s", "the last good one stays" if last_good else "waiting", error)
+    else:
+        metrics.list_read(valid=True)
+    if not last_good:
+        metrics.cycle_failed("list_invalid", now())
+        return
+    try:
+        with make_context(config) as context:
+            report = sync(context, last_good[0])
+    except CvmfsSyncError as error:
+        log.error("the cycle ended: %s", error)
+        metrics.cycle_failed("stopped" if isinstance(error, RepositoryError) else "list_invalid", now())
+        return
+    metrics.cycle_ended(report, now())
+    counts = Counter(outcome.result for outcome in report.outcomes)
+    log.info(
+        "cycle %s seconds=%.1f exit_code=%d",
+        " ".join(f"{result}={counts[result]}" for result in RESULTS), report.seconds, report.exit_code,
+    )  # fmt: skip
+    if report.stopped is not None:
+        log.error("the cycle was stopped: %s", report.stopped)
