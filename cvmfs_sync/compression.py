@@ -21,7 +21,7 @@ from typing import IO, Final, cast
 import zstandard
 from isal import igzip_lib
 
-from cvmfs_sync.errors import InvalidImage, LimitExceeded
+from cvmfs_sync.errors import ImageError, InvalidImage, LimitExceeded
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Limits
 
@@ -272,7 +272,7 @@ def read_layer(path: Path, *, diff_id: Digest, what: str, limits: Limits) -> Ite
     Raises:
         InvalidImage: From the iterator, as `decompress`, or at its end when the diff_id is another.
         LimitExceeded: From the iterator, as `decompress`.
-        OSError: From the iterator, when the file cannot be read.
+        ImageError: From the iterator, when the file cannot be read.
     """
     pipeline = _Pipeline(path, diff_id, what, limits)
     try:
@@ -339,6 +339,12 @@ class _Pipeline:
                     if self._stopped:
                         break
                     self._inflated.put(piece)
+        except OSError as problem:
+            outcome = ImageError(
+                f"{self._what}: the layer's file cannot be read",
+                found=f"{problem.strerror}: {problem.filename or self._path}",
+                todo="see that the image's layout, or the spool, is there and readable",
+            )
         except BaseException as problem:  # noqa: BLE001 -- the caller gets it, whatever it is
             outcome = problem
         self._inflated.put(outcome)

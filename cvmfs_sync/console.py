@@ -82,7 +82,7 @@ def set_up_logging(*, verbose: int) -> None:
     root = logging.getLogger("cvmfs_sync")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel([logging.ERROR, logging.INFO, logging.DEBUG][min(verbose, 2)])
+    root.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
 
 
 def print_error(error: CvmfsSyncError) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cvmfs_sync import __version__
-from cvmfs_sync.errors import InvalidReference
+from cvmfs_sync.errors import InvalidReference, RepositoryUnavailable
 from cvmfs_sync.flatten import Layer, flatten
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import Wish
@@ -140,10 +140,20 @@ def stored_catalogue(repository: Repository) -> Catalogue | None:
     return None
 
 
+def _unreadable(error: OSError) -> None:
+    """What can't be read may hold links: leaving them out of a catalogue would be to say that they are gone."""
+    if not isinstance(error, FileNotFoundError):
+        raise RepositoryUnavailable(
+            f"cannot read {error.filename} to make the catalogue anew",
+            found=error.strerror,
+            todo="see that this user may read all of the repository",
+        ) from error
+
+
 def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, CatalogueEntry]]:
     """All links to published trees. Trees themselves, which are large, are not entered."""
     own = {layout.tree(Digest("sha256", "00"), 1).split("/")[0], OWN}
-    for directory, names, files in os.walk(repository.root):
+    for directory, names, files in os.walk(repository.root, onerror=_unreadable):
         relative = os.path.relpath(directory, repository.root)
         if relative == ".":
             names[:] = [name for name in names if name not in own]

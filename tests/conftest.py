@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,25 @@ def debian_image(docker_registry: registry.RegistryServer, debian_layout: Path) 
     repository = "debian/test"
     first, moved, env = (docker_registry.push_layout(debian_layout, tag, repository, tag) for tag in debian.TAGS)
     return debian.DebianImage(docker_registry.host, repository, debian_layout, first, moved, env)
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory like `tmp_path`, in memory where this machine has a place: hundreds of fsyncs cost nothing there."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="cvmfs-sync-test-", dir="/dev/shm"))
+    except OSError:
+        yield tmp_path
+        return
+    try:
+        try:
+            os.setxattr(directory, "user.test", b"")  # the fake server needs them; tmpfs has them since Linux 6.6
+        except OSError:
+            yield tmp_path
+        else:
+            yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.fixture

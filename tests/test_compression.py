@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvmfs_sync.compression import decompress, read_layer
-from cvmfs_sync.errors import InvalidImage, LimitExceeded
+from cvmfs_sync.errors import ImageError, InvalidImage, LimitExceeded
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Limits
 
@@ -193,15 +193,15 @@ def test_a_layer_with_another_diff_id(blob: Path) -> None:
         list(pieces)
 
 
-def test_errors_reach_the_caller_unchanged(blob: Path, tmp_path: Path) -> None:
-    """Damage, limits and a missing file are raised where the pieces are read."""
+def test_errors_reach_the_caller(blob: Path, tmp_path: Path) -> None:
+    """Damage, limits and a file that cannot be read are raised where the pieces are read."""
     blob.write_bytes(blob.read_bytes()[:-1])
     diff_id = digest_of(TEXT * 6)
     for path, limits, error in [
         (blob, Limits(), InvalidImage),
         (blob, Limits(bytes=MIB), LimitExceeded),
-        (tmp_path / "missing", Limits(), FileNotFoundError),
-        (tmp_path, Limits(), IsADirectoryError),
+        (tmp_path / "missing", Limits(), ImageError),
+        (tmp_path, Limits(), ImageError),
     ]:
         with read_layer(path, diff_id=diff_id, what="layer", limits=limits) as pieces, pytest.raises(error):
             list(pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -544,3 +545,23 @@ def test_an_unexpected_exception_ends_one_image(
         assert (odd.result, good.result) == ("failed", "published" if stage == "source_digest" else "unchanged")
         assert "ZeroDivisionError: division by zero" in str(odd.error)
         assert "report it" in str(odd.error)
+
+
+def test_an_unreadable_directory_is_no_reason_to_forget_links(plain: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalogue that is made anew holds all links or is not made: what cannot be read may hold some."""
+    from cvmfs_sync import publish
+    from cvmfs_sync.errors import RepositoryUnavailable
+    from cvmfs_sync.layout import Layout
+    from cvmfs_sync.repository import DirectoryRepository
+
+    (plain.root / "docker.io/library").mkdir(parents=True)
+    listdir = os.scandir
+
+    def forbidden(path: str) -> object:
+        if str(path).endswith("library"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr("os.scandir", forbidden)
+    with pytest.raises(RepositoryUnavailable, match="library"):
+        publish.read_catalogue(DirectoryRepository(plain.root), Layout())

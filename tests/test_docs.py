@@ -155,7 +155,7 @@ def test_what_is_planned_is_not_there() -> None:
     assert planned is None or not command_names() & set(re.findall(r"`(\w+)`", planned[1]))
     rows = table(section(README, "Configuration"), "key", "default", "meaning")
     unused = {code(key) for key, _, meaning in rows if "not used yet" in meaning}
-    wiring = (ROOT / "cvmfs_sync/cli.py").read_text()
+    wiring = "".join((ROOT / f"cvmfs_sync/{name}.py").read_text() for name in ("service", "serving", "checking"))
     assert [key for key in unused if f".{key}" in wiring] == []
     (image_list,) = (meaning for key, _, meaning in rows if code(key) == "image_list")
     assert ("not supported" in image_list) == ("lists from a URL are not supported" in literals())

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -141,7 +140,7 @@ class CvmfsRepository:
         self._journal.write(note)
         path = make_parents(self.root, ID_FILE)
         path.unlink(missing_ok=True)
-        who = f"{note.identity}\n{note.purpose}\ncvmfs-sync, process {os.getpid()} on {socket.gethostname()}\n"
+        who = f"{note.identity}\n{note.purpose}\nopened by cvmfs-sync\n"
         write_new(path, who.encode())
         if self._scratch.is_dir() and _id_in(self._scratch / ID_FILE) != note.identity:
             path.unlink()

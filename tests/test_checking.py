@@ -1,0 +1,104 @@
+"""`check` on pull requests, `import`, and lists from a URL, as their users meet them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.scriptable_registry import ScriptableRegistry
+from tests.support import Image, file, layer, run_cli, write_layout
+
+OLD = """\
+version: 1
+images:
+  - docker.io/library/debian:12
+  - docker.io/library/python:latest
+  - docker.io/Library/broken:1
+"""
+NEW = (
+    OLD
+    + """\
+  - docker.io/library/ruby:latest
+  - image: docker.io/library/perl:5
+    descripton: typo
+"""
+)
+
+
+def _lists(home: Path) -> tuple[Path, Path]:
+    (home / "old.yaml").write_text(OLD)
+    (home / "new.yaml").write_text(NEW)
+    return home / "old.yaml", home / "new.yaml"
+
+
+def test_changed_since_shows_only_what_a_pull_request_brings(tmp_path: Path) -> None:
+    """Mistakes that were in the list before are not put to the charge of who adds a line."""
+    old, new = _lists(tmp_path)
+    document = run_cli("check", "--json", "--changed-since", old, new).ok(1).json
+    assert [(p["line"], p["severity"]) for p in document["problems"]] == [(6, "warning"), (8, "error")]
+    assert document["images"] == 1
+    assert run_cli("check", "--changed-since", new, new).ok().stdout.endswith("valid, 0 images, 0 warnings\n")
+
+
+def test_a_changed_entry_counts_as_changed_and_a_moved_one_does_not(tmp_path: Path) -> None:
+    """What an entry says decides, not where it stands."""
+    (tmp_path / "old.yaml").write_text("version: 1\nimages:\n  - debian:12\n  - image: perl:5\n    contact: a@b.org\n")
+    (tmp_path / "new.yaml").write_text("version: 1\nimages:\n  - image: perl:5\n    contact: c@d.org\n  - debian:12\n")
+    result = run_cli("check", "--json", "--changed-since", tmp_path / "old.yaml", tmp_path / "new.yaml").ok()
+    assert result.json["images"] == 1
+
+
+def test_a_missing_old_list_is_a_usage_error(tmp_path: Path) -> None:
+    """An old list that is not there must not make everything look unchanged."""
+    _, new = _lists(tmp_path)
+    assert "gone.yaml" in run_cli("check", "--changed-since", tmp_path / "gone.yaml", new).ok(2).stderr
+
+
+def test_online_asks_what_each_image_is(tmp_path: Path) -> None:
+    """Digest, size and path of an image that is there; a reason and exit code 1 for one that is not."""
+    image = Image((layer(file("hello", "x" * 1000)),))
+    write_layout(tmp_path / "images", {"1": image})
+    lines = ["version: 1", "images:", "  - oci:images:1"]
+    (tmp_path / "list.yaml").write_text("\n".join(lines) + "\n")
+    (step,) = run_cli("check", "--online", "--json", tmp_path / "list.yaml").ok().json["online"]["steps"]
+    assert (step["action"], step["digest"], step["link"]) == ("publish", image.digest, f"oci{tmp_path}/images:1")
+    assert step["bytes"] == len(image.layers[0].blob)
+    (tmp_path / "list.yaml").write_text("\n".join([*lines, "  - oci:images:2"]) + "\n")
+    result = run_cli("check", "--online", tmp_path / "list.yaml").ok(1)
+    assert "1 to publish, 0 to link, 0 unchanged, 1 failing" in result.stdout
+    assert "images:2" in result.stderr
+
+
+def test_online_with_a_configuration_knows_registries_and_what_is_published(tmp_path: Path) -> None:
+    """The registry's options come from the configuration, and a published image is kept."""
+    with ScriptableRegistry() as registry:
+        registry.add_image("org/name", "1", [b""])
+        (tmp_path / "image-list.yaml").write_text(f"version: 1\nimages:\n  - {registry.host}/org/name:1\n")
+        config = tmp_path / "cvmfs-sync.yaml"
+        config.write_text(f"registries: {{'{registry.host}': {{insecure: true}}}}\n")
+        check = ("check", "--online", "--json", "--config", config, tmp_path / "image-list.yaml")
+        assert run_cli(*check).ok().json["online"]["steps"][0]["action"] == "publish"
+        run_cli("sync", "--config", config).ok()
+        assert run_cli(*check).ok().json["online"]["steps"][0]["action"] == "keep"
+
+
+def test_import_writes_a_list_that_check_accepts(tmp_path: Path) -> None:
+    """The way from another tool's list: import, check; what was lost is told on stderr with exit code 1."""
+    (tmp_path / "docker_images.txt").write_text("# ours\norg/name:1\norg/other:*\n")
+    result = run_cli("import", tmp_path / "docker_images.txt").ok()
+    assert "2 images imported, 0 remarks" in result.stderr
+    (tmp_path / "list.yaml").write_text(result.stdout)
+    run_cli("check", tmp_path / "list.yaml").ok()
+    (tmp_path / "docker_images.txt").write_text("org/name:1\nno such image\n")
+    result = run_cli("import", tmp_path / "docker_images.txt").ok(1)
+    assert "docker_images.txt:2" in result.stderr
+    assert run_cli("import", tmp_path / "gone").ok(2).stdout == ""
+
+
+@pytest.mark.parametrize("command", ["plan", "sync", "status"])
+def test_a_list_from_a_url_that_was_never_there_is_exit_2(tmp_path: Path, command: str) -> None:
+    """Nothing is done without a list, and the message names the URL."""
+    config = tmp_path / "cvmfs-sync.yaml"
+    config.write_text("image_list: http://127.0.0.1:9/list.yaml\n")
+    assert "http://127.0.0.1:9/list.yaml" in run_cli(command, "--config", config).ok(2).stderr
