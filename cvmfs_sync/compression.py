@@ -30,7 +30,7 @@ __all__ = ["decompress", "read_layer"]
 # Every piece costs a few hand-overs of the interpreter lock, each up to 5 ms when another thread is busy in
 # Python. At a MiB they cost least, and larger pieces gain nothing.
 _PIECE: Final = 1 << 20
-_IN_FLIGHT: Final = 32  # pieces: stretches of small files and of large ones alternate
+_IN_FLIGHT: Final = 24  # pieces: stretches of small files and of large ones alternate
 _MAX_WINDOW: Final = 128 << 20  # what the zstd command takes; allocated only for frames that ask for it
 
 # The package's types call this class an instance.
@@ -253,14 +253,18 @@ def _damaged(what: str, name: str, found: str) -> InvalidImage:
 
 
 @contextlib.contextmanager
-def read_layer(path: Path, *, diff_id: Digest, what: str, limits: Limits) -> Iterator[Iterator[bytes]]:
+def read_layer(
+    path: Path | Callable[[], Path], *, diff_id: Digest, what: str, limits: Limits
+) -> Iterator[Iterator[bytes]]:
     """Inflate a blob's file beside the caller, and verify its diff_id at the end.
 
     One thread reads and inflates, another hashes; both leave the interpreter lock while they do. They are gone
-    when the context ends, wherever the caller stopped. At most some 36 MiB are in flight.
+    when the context ends, wherever the caller stopped; if they still wait for the blob then, when that wait
+    ends. At most some 28 MiB are in flight.
 
     Args:
-        path: The blob, whose own digest was verified.
+        path: The blob, whose own digest was verified; or what gives it, which may wait for it and is called in the
+            thread that reads.
         diff_id: Digest of the uncompressed stream.
         what: Name of the layer for messages.
         limits: `bytes` and `ratio` are looked at.
@@ -289,13 +293,14 @@ class _Pipeline:
     everybody. (`Queue` has a bound, but is made of Python locks: more hand-overs of the interpreter lock.)
     """
 
-    def __init__(self, path: Path, diff_id: Digest, what: str, limits: Limits) -> None:
+    def __init__(self, path: Path | Callable[[], Path], diff_id: Digest, what: str, limits: Limits) -> None:
         self._path = path
         self._diff_id = diff_id
         self._digest = hashlib.new(diff_id.algorithm)
         self._what = what
         self._limits = limits
         self._stopped = False
+        self._waiting = not isinstance(path, Path)
         self._tokens: SimpleQueue[None] = SimpleQueue()
         # None is the end.
         self._inflated: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
@@ -325,14 +330,17 @@ class _Pipeline:
         """End both threads, soon: at most one piece is still made."""
         self._stopped = True
         self._tokens.put(None)
-        for thread in self._threads:
-            thread.join()
+        if not self._waiting:
+            for thread in self._threads:
+                thread.join()
         self._hashed.put(None)
 
     def _inflate(self) -> None:
         outcome: BaseException | None = None
         try:
-            with self._path.open("rb", buffering=0) as blob:
+            path = self._path if isinstance(self._path, Path) else self._path()
+            self._waiting = False
+            with path.open("rb", buffering=0) as blob:
                 chunks = iter(lambda: blob.read(_PIECE), b"")
                 for piece in decompress(chunks, what=self._what, limits=self._limits):
                     self._tokens.get()
@@ -342,7 +350,7 @@ class _Pipeline:
         except OSError as problem:
             outcome = ImageError(
                 f"{self._what}: the layer's file cannot be read",
-                found=f"{problem.strerror}: {problem.filename or self._path}",
+                found=f"{problem.strerror}: {problem.filename}",
                 todo="see that the image's layout, or the spool, is there and readable",
             )
         except BaseException as problem:  # noqa: BLE001 -- the caller gets it, whatever it is

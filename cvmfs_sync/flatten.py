@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import enum
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -50,7 +50,7 @@ class Layer:
 
     def open(self, limits: Limits) -> AbstractContextManager[Iterator[bytes]]:
         """The uncompressed archive in pieces; its digest is checked at the end."""
-        return read_layer(self.blob(), diff_id=self.diff_id, what=self.what, limits=limits)
+        return read_layer(self.blob, diff_id=self.diff_id, what=self.what, limits=limits)
 
 
 @dataclass(slots=True)
@@ -149,14 +149,15 @@ def _flatten(
     indexes: list[list[Entry]] = [[] for _ in layers]
     placed = [bytearray() for _ in layers]
     clear = sink.placement is not Placement.NEVER
-    for number in reversed(range(len(layers))):
-        certainty = None if sink.placement is Placement.ANYTIME else _Certainty(bottom=number == 0, clear=clear)
-        _stream(layers[number], number, indexes[number], placed[number], sink, shadow, certainty, budget)
-        if certainty is not None:
-            clear = clear and certainty.whiteouts_hold
-        if number:
-            shadow.add(indexes[number])
-        progress.advance(layers[number].size)
+    with closing(_top_first(layers, limits)) as opened:
+        for number, chunks in opened:
+            certainty = None if sink.placement is Placement.ANYTIME else _Certainty(bottom=number == 0, clear=clear)
+            _stream(layers[number], chunks, number, indexes[number], placed[number], sink, shadow, certainty, budget)
+            if certainty is not None:
+                clear = clear and certainty.whiteouts_hold
+            if number:
+                shadow.add(indexes[number])
+            progress.advance(layers[number].size)
     tree = merge(indexes, limits)
     if transform is not None:
         transform(tree)
@@ -172,8 +173,21 @@ def _flatten(
 _ASIDE, _PLACED = 1, 2
 
 
+def _top_first(layers: Sequence[Layer], limits: Limits) -> Generator[tuple[int, Iterator[bytes]], None, None]:
+    """Number and uncompressed pieces of each layer; the next one is being inflated while one is in use."""
+    with ExitStack() as ahead:
+        following = ahead.enter_context(layers[-1].open(limits)) if layers else iter(())
+        for number in reversed(range(len(layers))):
+            chunks = following
+            with ahead.pop_all():
+                if number:
+                    following = ahead.enter_context(layers[number - 1].open(limits))
+                yield number, chunks
+
+
 def _stream(
     layer: Layer,
+    chunks: Iterator[bytes],
     number: int,
     index: list[Entry],
     placed: bytearray,
@@ -183,23 +197,22 @@ def _stream(
     budget: _Budget,
 ) -> None:
     """Read one layer: every entry into its index, every visible file into the sink."""
-    with layer.open(budget.limits) as chunks:
-        reader = Reader(chunks, budget.limits, what=layer.what)
-        for ordinal, entry in enumerate(reader):
-            budget.charge(entry, layer)
-            flag = 0
-            if entry.kind is Kind.FILE:
-                path = entry.path
-                if WHITEOUT in path and path.rpartition(b"/")[2].startswith(WHITEOUT):
-                    if certainty is not None:
-                        certainty.note_whiteout(path)
-                elif path and not shadow.hides(path):
-                    certain = certainty is None or certainty.holds(path)
-                    flag = _PLACED if sink.place(number, ordinal, entry, reader, certain=certain) else _ASIDE
-            elif certainty is not None:
-                certainty.note(entry)
-            index.append(entry)
-            placed.append(flag)
+    reader = Reader(chunks, budget.limits, what=layer.what)
+    for ordinal, entry in enumerate(reader):
+        budget.charge(entry, layer)
+        flag = 0
+        if entry.kind is Kind.FILE:
+            path = entry.path
+            if WHITEOUT in path and path.rpartition(b"/")[2].startswith(WHITEOUT):
+                if certainty is not None:
+                    certainty.note_whiteout(path)
+            elif path and not shadow.hides(path):
+                certain = certainty is None or certainty.holds(path)
+                flag = _PLACED if sink.place(number, ordinal, entry, reader, certain=certain) else _ASIDE
+        elif certainty is not None:
+            certainty.note(entry)
+        index.append(entry)
+        placed.append(flag)
 
 
 def _arrange(tree: Tree, indexes: Sequence[Sequence[Entry]], placed: Sequence[bytearray]) -> Arrangement:

@@ -1,7 +1,8 @@
 """A tree as one flat tar archive.
 
-The sink behind `squash`: files in the order in which they are read, top layer first, then directories, links and
-special files, so that nothing has to be kept and an extracting tar sets each directory's mode and time last. The same
+The sink behind `squash`: files in the order in which they are read, top layer first, so that nothing has to be kept;
+then directories, each with the links and special files in it before the next one. That order matters to GNU tar, which
+sets a directory's time when it comes to an entry outside it, and makes links that lead outside only at its end. One
 image gives the same bytes on every run. Headers are POSIX ustar, with a PAX header (POSIX.1-2008, pax, "Extended
 Header") only where a value does not fit; written here and not by `tarfile`, which takes ten times as long for each.
 """
@@ -112,15 +113,13 @@ class TarSink:
         """See `flatten.Sink`. Ends the archive; the stream is not flushed."""
         write = self._stream.write
         first_name: dict[int, bytes] = {}
-        links: list[tuple[bytes, bytes, Entry]] = []
         write(_header(b"./", tree.root.entry))
         for path, inode in tree.walk():
             entry = inode.entry
             if inode.shared:
-                first = self._first(inode, path) if id(inode) not in first_name else first_name[id(inode)]
-                first_name[id(inode)] = first
+                first = first_name.setdefault(id(inode), self._first(inode, path))
                 if path != first:
-                    links.append((path, first, entry))
+                    write(_header(path, entry, kind=Kind.HARDLINK, link=first))
                     continue
             if entry.kind is Kind.DIRECTORY:
                 write(_header(path + b"/", entry))
@@ -129,8 +128,6 @@ class TarSink:
                 write(inode.content + bytes(-len(inode.content) % _BLOCK))
             elif entry.kind is not Kind.FILE:
                 write(_header(path, entry, link=entry.link))
-        for path, first, entry in links:
-            write(_header(path, entry, kind=Kind.HARDLINK, link=first))
         write(bytes(2 * _BLOCK))
 
     def _first(self, inode: Inode, path: bytes) -> bytes:

@@ -25,12 +25,13 @@ from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support.site import Site
 
 COMMANDS = {
-    "check": {"--json"},
+    "check": {"--changed-since", "--config", "--json", "--online"},
     "plan": {"--config", "--json"},
     "sync": {"--config", "--json"},
     "run": {"--config"},
     "status": {"--config", "--json"},
     "where": {"--config"},
+    "import": set(),
     "unpack": {"--insecure", "--platform", "--sandbox"},
     "squash": {"--insecure", "--platform", "--output"},
 }

@@ -9,6 +9,7 @@ import hashlib
 import lzma
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvmfs_sync.compression import decompress, read_layer
-from cvmfs_sync.errors import ImageError, InvalidImage, LimitExceeded
+from cvmfs_sync.errors import BlobMismatch, ImageError, InvalidImage, LimitExceeded
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Limits
 
@@ -222,3 +223,28 @@ def test_a_caller_who_raises(blob: Path) -> None:
     layer = read_layer(blob, diff_id=digest_of(b""), what="layer", limits=Limits())
     with pytest.raises(ZeroDivisionError), layer as pieces:
         assert 1 // len(next(pieces)[:0])
+
+
+def test_a_blob_that_is_waited_for(blob: Path) -> None:
+    """What gives the blob's path is called beside the caller, its errors arrive, and nobody waits for it in vain."""
+    diff_id = digest_of(TEXT * 6)
+    there = threading.Event()
+
+    def wait() -> Path:
+        there.wait()
+        return blob
+
+    def fail() -> Path:
+        raise BlobMismatch("the download failed")
+
+    with read_layer(wait, diff_id=diff_id, what="layer", limits=Limits()) as pieces:
+        there.set()
+        assert b"".join(pieces) == TEXT * 6
+    with read_layer(fail, diff_id=diff_id, what="layer", limits=Limits()) as pieces, pytest.raises(BlobMismatch):
+        list(pieces)
+    there.clear()
+    with read_layer(wait, diff_id=diff_id, what="layer", limits=Limits()):
+        pass  # not hanging here is the point
+    there.set()
+    while any(thread.name.endswith(" layer") for thread in threading.enumerate()):
+        time.sleep(0.01)

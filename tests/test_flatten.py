@@ -530,7 +530,7 @@ def test_any_layers_squash_to_what_the_model_says(layers: Layers) -> None:
     assert_same_tree(strict_untar(read(stream)), expected)
 
 
-@settings(max_examples=100)
+@settings(max_examples=400)
 @given(random_layers())
 def test_any_squashed_layers_are_extracted_by_gnu_tar(layers: Layers) -> None:
     """GNU tar agrees with the strict reading of the archive, and has nothing to complain about."""
