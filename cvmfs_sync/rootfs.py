@@ -1,9 +1,9 @@
 """Writing below one directory, whatever the image says.
 
 The sink that makes a directory out of a tree, and the removal of such a directory. Two things keep an image inside:
-every system call names one component relative to a directory descriptor that was opened with O_NOFOLLOW, component by
-component from the root; and symbolic links are made after all content has been written. Metadata is set through
-descriptors, never through a path that could be a link.
+every system call names one component relative to a directory descriptor on whose way there was no link (`beneath`); and
+symbolic links are made after all content has been written. Metadata is set through descriptors, never through a path
+that could be a link.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from cvmfs_sync.beneath import open_directory
 from cvmfs_sync.errors import CvmfsSyncError, InvalidImage, NoSpace, RepositoryUnavailable
 from cvmfs_sync.flatten import Arrangement, Placement
 from cvmfs_sync.tar import Entry, Kind, Reader
@@ -313,12 +314,11 @@ class DirectorySink:
         if descriptor is not None:
             self._open.move_to_end(path)
             return descriptor
-        parent_path, _, name = path.rpartition(b"/")
-        parent = self._directory(parent_path, make=make)
         if make and path not in self._made:
-            os.mkdir(name, 0o700, dir_fd=parent)
+            parent_path, _, name = path.rpartition(b"/")
+            os.mkdir(name, 0o700, dir_fd=self._directory(parent_path, make=True))
             self._made.add(path)
-        descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+        descriptor = open_directory(self._root, path)
         self._open[path] = descriptor
         if len(self._open) > _OPEN_DIRECTORIES:
             os.close(self._open.popitem(last=False)[1])
