@@ -314,10 +314,15 @@ class DirectorySink:
         if descriptor is not None:
             self._open.move_to_end(path)
             return descriptor
-        if make and path not in self._made:
-            parent_path, _, name = path.rpartition(b"/")
-            os.mkdir(name, 0o700, dir_fd=self._directory(parent_path, make=True))
-            self._made.add(path)
+        missing = []
+        above = path if make else b""
+        while above and above not in self._made:
+            missing.append(above)
+            above = above.rpartition(b"/")[0]
+        for directory in reversed(missing):
+            parent, _, name = directory.rpartition(b"/")
+            os.mkdir(name, 0o700, dir_fd=self._directory(parent))
+            self._made.add(directory)
         descriptor = open_directory(self._root, path)
         self._open[path] = descriptor
         if len(self._open) > _OPEN_DIRECTORIES:

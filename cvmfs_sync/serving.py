@@ -56,6 +56,11 @@ def _daemon_cycle(config: Config, metrics: Metrics, last_good: list[ImageList]) 
         log.error("the cycle ended: %s", error)
         metrics.cycle_failed("stopped" if isinstance(error, RepositoryError) else "list_invalid", now())
         return
+    except Exception:
+        # A defect of ours that one cycle meets: the transaction has been aborted, and the next cycle may not meet it.
+        log.exception("the cycle ended by a defect of cvmfs-sync; please report this")
+        metrics.cycle_failed("stopped", now())
+        return
     metrics.cycle_ended(report, now())
     counts = Counter(outcome.result for outcome in report.outcomes)
     log.info(

@@ -191,3 +191,24 @@ def test_sync_beside_the_daemon_is_told_who_is_at_work(tmp_path: Path) -> None:
         assert f"process {daemon.process.pid} holds" in result.stderr
         status = run_cli("status", "--json", "--config", tmp_path / "cvmfs-sync.yaml").ok()
         assert json.loads(status.stdout)["images"][0]["state"] == "published"
+
+
+def test_a_defect_in_one_cycle_leaves_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that nobody expected is logged with its traceback and counted, and the daemon lives."""
+    from cvmfs_sync import serving
+    from cvmfs_sync.config import load
+    from cvmfs_sync.metrics import Metrics
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    _write_list(tmp_path, "  - oci:images:1")
+    (tmp_path / "cvmfs-sync.yaml").touch()
+    monkeypatch.setattr(serving, "sync", broken)
+    metrics = Metrics()
+    serving._daemon_cycle(load(tmp_path / "cvmfs-sync.yaml", {}), metrics, [])
+    assert metrics.registry.get_sample_value("cvmfs_sync_cycles_total", {"result": "stopped"}) == 1
+    assert "please report" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

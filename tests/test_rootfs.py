@@ -16,6 +16,7 @@ import pytest
 from cvmfs_sync.errors import ImageError, InvalidImage, NoSpace, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.flatten import flatten
 from cvmfs_sync.rootfs import EXACT, EXACT_AS_USER, SANDBOX, DirectorySink, Policy, exact_policy, os_errors, remove_tree
+from cvmfs_sync.tar import Limits
 from tests.support import cli_command, images, missing, require, require_root, run, tree_listing
 from tests.support.images import device, fifo
 from tests.support.images import directory as d
@@ -173,6 +174,20 @@ def test_deep_trees(tmp_path: Path) -> None:
     unpack(tmp_path / "out", EXACT_AS_USER, [f(f"{deep}x", "deep"), *wide, h(f"{deep}y", f"{deep}x")])
     assert (tmp_path / "out" / deep / "y").read_text() == "deep"
     assert (tmp_path / "out/w/17" / ("e/" * 100) / "x").read_text() == "17"
+
+
+def test_a_raised_limit_for_depth_has_no_other_below_it() -> None:
+    """What an operator allows works: thousands of levels, deeper than Python's recursion and PATH_MAX."""
+    deep = "d/" * 1500
+    home = Path(tempfile.mkdtemp(prefix="cvmfs-sync-test-"))
+    try:
+        layer = MemoryLayer.of(images.layer(f(f"{deep}x", "deep"), compression="none").tar)
+        with DirectorySink(home, EXACT_AS_USER) as sink:
+            flatten([layer], sink, limits=Limits(depth=2000))
+        found = subprocess.run(["find", ".", "-name", "x", "-printf", "%d"], cwd=home, capture_output=True, check=True)
+        assert found.stdout == b"1501"
+    finally:
+        remove_tree(home)
 
 
 def test_nothing_is_written_through_a_link_that_is_there(tmp_path: Path) -> None:
