@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvmfs_sync.imagelist import parse as parse_list
-from cvmfs_sync.yamlfile import Problem
+from cvmfs_sync.yamlfile import Document, Problem
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
 __all__ = ["Imported", "convert"]
@@ -61,7 +61,7 @@ def convert(text: str, file: str) -> Imported:
     if recipe is None:
         kind, lines = "docker_images.txt", list(_plain_lines(text))
     else:
-        kind, lines = "DUCC recipe", list(_recipe_lines(text, file, recipe, problems))
+        kind, lines = "DUCC recipe", list(_recipe_lines(text, file, document, recipe, problems))
     output = [f"# Imported from a {kind} by cvmfs-sync.", "version: 1", "images:"]
     seen: dict[str, int] = {}
     for line in lines:
@@ -112,14 +112,15 @@ def _plain_lines(text: str) -> Iterator[_Line]:
             yield _Line(number, image.strip(), aside.strip() or " ".join(comment) or None)
 
 
-def _recipe_lines(text: str, file: str, recipe: dict[str, object], problems: list[Problem]) -> Iterator[_Line]:
+def _recipe_lines(
+    text: str, file: str, document: Document, recipe: dict[str, object], problems: list[Problem]
+) -> Iterator[_Line]:
     """Images of a DUCC recipe, and its settings as problems: they are the configuration's business here."""
     for key in ("user", "cvmfs_repo", "output_format"):
         if key in recipe:
             message = f"{key!r} is a matter of cvmfs-sync.yaml and is not carried over"
             problems.append(Problem(file, _line_with(text, f"{key}:"), key, message, "warning"))
     images = recipe.get("input")
-    document = parse_yaml(text, file)
     lines = text.splitlines()
     for index, image in enumerate(images if isinstance(images, list) else ()):
         number = document.lines.get(("input", index), 1)

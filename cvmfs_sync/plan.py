@@ -32,6 +32,7 @@ from cvmfs_sync.publish import (
 )
 from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
 from cvmfs_sync.resolve import Sources, expand, resolve, source_digest
+from cvmfs_sync.sandbox import GENERATION
 from cvmfs_sync.state import State
 
 __all__ = [
@@ -179,7 +180,8 @@ def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
             remember(context, target, source, digest)
             # Only now is it known which manifest the name means: it may be there already, or be published for another
             # link of this cycle.
-            settled = _settle(context, catalogue, target, source, digest)
+            there = published(context.repository, context.recipe.layout, target.link)
+            settled = _settle(context, catalogue, target, source, digest, there)
             if settled is None and digest in coming:
                 settled = Relink(target, source, digest, step.reason, step.image)
             coming.add(digest)
@@ -265,18 +267,22 @@ def _decide(
         return Failed(target, source)
     there = published(context.repository, context.recipe.layout, target.link)
     digest = _known_digest(context, target, source, catalogue.get(target.link), there)
-    settled = None if digest is None else _settle(context, catalogue, target, source, digest)
+    settled = None if digest is None else _settle(context, catalogue, target, source, digest, there)
     return settled or _Unresolved(target, source, there)
 
 
 def _settle(
-    context: Context, catalogue: Catalogue, target: Target, source: Digest, digest: Digest
+    context: Context, catalogue: Catalogue, target: Target, source: Digest, digest: Digest, there: Published | None
 ) -> Unchanged | Relink | None:
-    """What follows if the target means this manifest and its tree is published; None if the tree is not."""
-    tree = find_tree(context.repository, context.recipe.layout, digest)
+    """What follows if the target means this manifest and its tree is published; None if the tree is not.
+
+    `there` is what the link leads to now. It mostly is that tree, and then its record is not read again.
+    """
+    layout = context.recipe.layout
+    same = there is not None and there.path == layout.tree(digest, GENERATION)
+    tree = there if same else find_tree(context.repository, layout, digest)
     if tree is None:
         return None
-    there = published(context.repository, context.recipe.layout, target.link)
     if there is None or there.path != tree.path:
         return Relink(target, source, digest, _reason(there, digest))
     line = catalogue.get(target.link)
