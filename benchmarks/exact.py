@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cvmfs_sync.rootfs import remove_tree
+from cvmfs_sync.removal import remove_tree
 from tests.support.trees import differences, tree_listing
 
 COMMAND = (sys.executable, "-m", "cvmfs_sync")

@@ -163,6 +163,9 @@ class Totals:
         unchanged: Names that stay as they are. They are what a clone saves.
         files: Regular files that are written.
         bytes: Their bytes, with holes.
+        touched_files: Regular files that stay, with other metadata. Where files are shared or a layer of another file
+            system is written to, they are written, too.
+        touched_bytes: Their bytes, with holes.
     """
 
     removed: int = 0
@@ -171,6 +174,8 @@ class Totals:
     unchanged: int = 0
     files: int = 0
     bytes: int = 0
+    touched_files: int = 0
+    touched_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +255,7 @@ class _Comparison:
     def result(self) -> TreeDiff:
         made = sorted(self._made, key=_walk_order)
         files = tuple(each for each in made if each.inode.entry.kind is Kind.FILE)
+        touched = [each for each in self._settled.values() if each.fields and each.inode.entry.kind is Kind.FILE]
         return TreeDiff(
             removals=tuple(sorted(self._removals, key=_walk_order)),
             directories=tuple(each for each in made if each.inode.children is not None),
@@ -266,6 +272,8 @@ class _Comparison:
                 unchanged=self._unchanged,
                 files=len(files),
                 bytes=sum(each.inode.entry.size for each in files),
+                touched_files=len(touched),
+                touched_bytes=sum(each.inode.entry.size for each in touched),
             ),
         )
 

@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cvmfs_sync.image import ImageConfig
 from cvmfs_sync.tar import Kind
@@ -59,6 +60,7 @@ def furnish(tree: Tree, config: ImageConfig, *, bind_points: Sequence[str] = ())
     """
     root = tree.root.children
     assert root is not None  # noqa: S101 - the root is a directory
+    _replace_devices(tree)
     root[b".singularity.d"] = _metadata(config)
     for path, mode in _DIRECTORIES.items():
         _ensure_directory(tree, path, mode)
@@ -69,6 +71,22 @@ def furnish(tree: Tree, config: ImageConfig, *, bind_points: Sequence[str] = ())
     for name, target in _LINKS.items():
         root.setdefault(name, symlink(target))
     root[CATALOG_MARKER] = file(b"")
+
+
+def _replace_devices(tree: Tree) -> None:
+    """Empty files for devices: nobody could open one on a nodev mount, and only root could make it."""
+    files: dict[int, Inode] = {}
+    stack = [tree.root]
+    while stack:
+        children = stack.pop().children or {}
+        for name, inode in children.items():
+            if inode.children is not None:
+                stack.append(inode)
+            elif inode.entry.kind in (Kind.CHARACTER, Kind.BLOCK):
+                entry = replace(inode.entry, kind=Kind.FILE, size=0, device=(0, 0))
+                made = files.setdefault(id(inode), Inode(entry, content=b""))
+                made.shared = inode.shared
+                children[name] = made
 
 
 def _ensure_directory(tree: Tree, path: bytes, mode: int) -> None:

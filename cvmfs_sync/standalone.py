@@ -18,27 +18,31 @@ from pathlib import Path
 from typing import IO
 
 from cvmfs_sync.console import Bars
-from cvmfs_sync.errors import UsageError
+from cvmfs_sync.errors import InvalidImage, UsageError
 from cvmfs_sync.fetch import Spool, fetching
 from cvmfs_sync.flatten import Placement, Sink, Transform, flatten
-from cvmfs_sync.reference import ImageName, Platform
-from cvmfs_sync.registry import LayoutSource, RegistrySettings, RegistrySource
-from cvmfs_sync.resolve import Sources, resolve, source_digest
-from cvmfs_sync.rootfs import SANDBOX, DirectorySink, exact_policy, os_errors, remove_tree
+from cvmfs_sync.reference import ArtifactReference, ImageName, Platform
+from cvmfs_sync.registry import ArchiveSource, EngineSource, LayoutSource, RegistrySettings, RegistrySource
+from cvmfs_sync.removal import remove_tree
+from cvmfs_sync.resolve import Sources, resolve, resolve_artifact, source_digest
+from cvmfs_sync.rootfs import DirectorySink, os_errors
 from cvmfs_sync.sandbox import furnish
 from cvmfs_sync.squash import OutOfOrder, TarSink
+from cvmfs_sync.writing import SANDBOX, exact_policy
 
 __all__ = ["squash", "unpack"]
 
 _BUFFER = 1 << 20
+# Behind the line that a shell would run the file by (SIF specification, "Global Header").
+_SIF_MAGIC = slice(32, 42)
 
 
 def unpack(name: ImageName, destination: Path, platform: Platform, *, insecure: bool, sandbox: bool) -> None:
-    """Make a directory out of an image.
+    """Make a directory out of an image. A SIF file, which is no layers to be flattened, stays a file.
 
     Args:
         name: The image.
-        destination: Must be empty or not there; it gets its name when it is whole.
+        destination: Must be empty or not there; it gets its name when it is whole. For a SIF file not there.
         platform: What to choose from an index.
         insecure: Whether to talk plain HTTP.
         sandbox: Whether to add what Apptainer needs.
@@ -47,6 +51,11 @@ def unpack(name: ImageName, destination: Path, platform: Platform, *, insecure: 
         CvmfsSyncError: Nothing of it is there.
     """
     destination = Path(os.path.abspath(destination))
+    if isinstance(name, ArtifactReference):
+        if sandbox:
+            raise UsageError(f"{name} is a SIF file, which has all that Apptainer needs", todo="leave out '--sandbox'")
+        _fetch_sif(name, destination, platform, insecure=insecure)
+        return
     _require_empty(destination)
     with os_errors(f"to {destination}"), _parents(destination), _staging(destination) as staging:
         tree = staging / "tree"
@@ -91,17 +100,47 @@ def squash(name: ImageName, output: Path | None, platform: Platform, *, insecure
 
 def _flatten(name: ImageName, platform: Platform, spool: Spool, sink: Sink, *, insecure: bool, sandbox: bool) -> None:
     """Resolve, fetch and flatten one image."""
-    settings = RegistrySettings(insecure=insecure)
     with ExitStack() as stack:
-        registry = RegistrySource({}, default=settings)
-        stack.callback(registry.close)
-        sources = Sources(registry, LayoutSource())
+        sources = stack.enter_context(_sources(spool.directory, insecure=insecure))
         progress = stack.enter_context(Bars())
         image = resolve(name, source_digest(name, sources), platform, sources)
         transform: Transform | None = partial(furnish, config=image.config) if sandbox else None
         progress.start(f"flattening {name}", 2 * image.compressed_size)
         layers = stack.enter_context(fetching(image, sources, spool, progress))
         flatten(layers, sink, transform=transform, progress=progress)
+
+
+def _fetch_sif(name: ArtifactReference, destination: Path, platform: Platform, *, insecure: bool) -> None:
+    """Fetch one SIF file, which gets its name when it is whole and verified."""
+    if os.path.lexists(destination):
+        raise UsageError(
+            f"{destination} is there already", expected="a name for the SIF file that nothing has", todo="name another"
+        )
+    with os_errors(f"to {destination}"), _parents(destination), _staging(destination) as staging, ExitStack() as stack:
+        sources = stack.enter_context(_sources(staging, insecure=insecure))
+        progress = stack.enter_context(Bars())
+        sif = resolve_artifact(name, source_digest(name, sources), platform, sources).sif
+        progress.start(f"fetching {name}", sif.size)
+        file = Spool(staging / "spool").get(name, sif, sources, progress)
+        with file.open("rb") as stream:
+            magic = stream.read(_SIF_MAGIC.stop)[_SIF_MAGIC]
+        if magic != b"SIF_MAGIC\0":
+            raise InvalidImage(f"{name}: not a SIF file, although its registry says so", found=repr(magic))
+        file.chmod(0o755)
+        file.rename(destination)
+
+
+@contextmanager
+def _sources(directory: Path, *, insecure: bool) -> Iterator[Sources]:
+    """Whom to ask; `directory` is for their temporary files."""
+    with ExitStack() as stack:
+        registry = RegistrySource({}, default=RegistrySettings(insecure=insecure))
+        stack.callback(registry.close)
+        archive = ArchiveSource(directory)
+        stack.callback(archive.close)
+        engine = EngineSource(directory, os.environ)
+        stack.callback(engine.close)
+        yield Sources(registry, LayoutSource(), archive, engine)
 
 
 def _require_empty(destination: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cvmfs_sync import beneath
-from cvmfs_sync.rootfs import remove_tree
+from cvmfs_sync.removal import remove_tree
 
 Opener = Callable[[int, bytes], int]
 

@@ -19,10 +19,12 @@ from hypothesis import event, example, given, settings
 from cvmfs_sync import tree
 from cvmfs_sync.errors import InvalidImage, LimitExceeded
 from cvmfs_sync.flatten import Arrangement, Layer, Placement, Sink, flatten
-from cvmfs_sync.rootfs import EXACT, EXACT_AS_USER, DirectorySink, exact_policy, remove_tree
+from cvmfs_sync.removal import remove_tree
+from cvmfs_sync.rootfs import DirectorySink
 from cvmfs_sync.sandbox import furnish
 from cvmfs_sync.squash import OutOfOrder, TarSink
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
+from cvmfs_sync.writing import EXACT, EXACT_AS_USER, exact_policy
 from tests.support import Image, assert_same_tree, images, require_root, run, run_cli, tree_listing, write_layout
 from tests.support.images import Compression, fifo, opaque, whiteout
 from tests.support.images import directory as d

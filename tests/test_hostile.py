@@ -22,9 +22,11 @@ import zstandard
 from cvmfs_sync.cli import main
 from cvmfs_sync.errors import InvalidImage, LimitExceeded
 from cvmfs_sync.flatten import flatten
-from cvmfs_sync.rootfs import EXACT_AS_USER, DirectorySink, exact_policy, remove_tree
+from cvmfs_sync.removal import remove_tree
+from cvmfs_sync.rootfs import DirectorySink
 from cvmfs_sync.squash import OutOfOrder, TarSink
 from cvmfs_sync.tar import Kind, Limits, Reader
+from cvmfs_sync.writing import EXACT_AS_USER, exact_policy
 from tests.support import Image, images, missing, require, require_root, run, tree_listing, write_layout
 from tests.support.images import device, fifo, layer, layer_of_tar, opaque, whiteout
 from tests.support.images import directory as d

@@ -15,8 +15,10 @@ import pytest
 
 from cvmfs_sync.errors import ImageError, InvalidImage, NoSpace, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.flatten import flatten
-from cvmfs_sync.rootfs import EXACT, EXACT_AS_USER, SANDBOX, DirectorySink, Policy, exact_policy, os_errors, remove_tree
+from cvmfs_sync.removal import remove_tree
+from cvmfs_sync.rootfs import DirectorySink, os_errors
 from cvmfs_sync.tar import Limits
+from cvmfs_sync.writing import EXACT, EXACT_AS_USER, SANDBOX, Policy, exact_policy
 from tests.support import cli_command, images, missing, require, require_root, run, tree_listing
 from tests.support.images import device, fifo
 from tests.support.images import directory as d
@@ -267,7 +269,7 @@ def test_remove_tree_of_any_depth(depth: int) -> None:
     script = f"""
 import os, resource
 from pathlib import Path
-from cvmfs_sync.rootfs import remove_tree
+from cvmfs_sync.removal import remove_tree
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 os.chdir({str(place)!r})
 os.mkdir("tree")

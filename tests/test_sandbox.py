@@ -14,10 +14,11 @@ import pytest
 from cvmfs_sync.flatten import flatten
 from cvmfs_sync.image import ImageConfig
 from cvmfs_sync.reference import Digest, Platform
-from cvmfs_sync.rootfs import SANDBOX, DirectorySink
+from cvmfs_sync.rootfs import DirectorySink
 from cvmfs_sync.sandbox import CATALOG_MARKER, furnish
 from cvmfs_sync.tar import Kind
 from cvmfs_sync.tree import Tree, merge
+from cvmfs_sync.writing import SANDBOX
 from tests.support import Image, images, require, run_cli, tree_listing, write_layout
 from tests.support.images import device, fifo
 from tests.support.images import directory as d

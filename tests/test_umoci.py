@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cvmfs_sync.cli import main
-from cvmfs_sync.rootfs import remove_tree
+from cvmfs_sync.removal import remove_tree
 from tests.support import (
     Image,
     Node,
