@@ -1,42 +1,41 @@
 """One pass over the list: do what `plan` decides, image by image, and report.
 
 An image's failure is recorded and the others go on; a repository's failure ends the cycle, and what was published by
-then stays published.
+then stays published. While one image is published the next one is fetched; the repository's lock is held for writing
+and publishing only.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import assert_never
 
-from cvmfs_sync.errors import CvmfsSyncError, ImageError, NoSpace, RepositoryError
-from cvmfs_sync.fetch import fetching
+from cvmfs_sync.context import Context
+from cvmfs_sync.errors import CloneRefused, CvmfsSyncError, ImageError, NoSpace, NotAsMeant, RepositoryError
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.plan import (
-    Context,
-    Failed,
-    Publish,
-    Relink,
-    Step,
-    Target,
-    Unchanged,
-    catalogue_line,
-    image_error,
-    plan,
-    remember,
-)
-from cvmfs_sync.publish import LinkChange, find_tree, put_image, put_links, read_catalogue
+from cvmfs_sync.inventory import Published, find_tree, published, read_catalogue
+from cvmfs_sync.pipeline import Job, pipeline
+from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged, catalogue_line, fair_order, plan, remember
+from cvmfs_sync.prepare import Prepared, Preparer
+from cvmfs_sync.publish import LinkChange, LinkWish, put_image, put_links
 from cvmfs_sync.reference import Digest, ImageName
+from cvmfs_sync.retire import Retirement, carry_out, orphans, take_inventory, takedown
+from cvmfs_sync.sandbox import GENERATION
+from cvmfs_sync.shelf import Shelf
+from cvmfs_sync.survey import Failed, Survey, Target, image_error
 
-__all__ = ["RESULTS", "CycleReport", "Outcome", "sync"]
+__all__ = ["RESULTS", "CycleReport", "Outcome", "mark_orphans", "sync"]
 
 log = logging.getLogger(__name__)
 RESULTS = ("published", "linked", "unchanged", "failed", "skipped")
 """What can become of a target; `skipped` when the cycle ended before its turn."""
+_LONGEST_LOOK = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,9 @@ class Outcome:
     Attributes:
         result: One of `RESULTS`.
         size: Compressed bytes of an image that was published.
+        made_of: The tree that a published one was made of; None if it was written whole.
+        written_files: Files that were written for it.
+        written_bytes: Their bytes.
     """
 
     target: Target
@@ -54,16 +56,25 @@ class Outcome:
     error: CvmfsSyncError | None = None
     seconds: float = 0.0
     size: int = 0
+    made_of: str | None = None
+    written_files: int = 0
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CycleReport:
-    """What became of all of them; `stopped` is the failure that ended the cycle early."""
+    """What became of all of them; `stopped` is the failure that ended the cycle early.
+
+    Attributes:
+        outcomes: In the order of the list.
+        taken_down: Links and trees that the list blocks.
+    """
 
     outcomes: tuple[Outcome, ...]
     seconds: float
     recovered: str | None = None
     stopped: RepositoryError | None = None
+    taken_down: tuple[Retirement, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -79,113 +90,244 @@ def sync(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
 
     Raises:
         UsageError: See `plan`.
-        RepositoryError: An interrupted transaction of ours could not be cleaned up.
+        RepositoryError: Another cvmfs-sync is at work, or an interrupted transaction of ours could not be cleaned up.
     """
     started = time.monotonic()
-    recovered = context.repository.recover()
-    if recovered is not None:
-        log.warning("%s", recovered)
-    decided = plan(context, wishes, only)
-    outcomes: list[Outcome] = []
-    relinks: list[Relink] = []
-    stopped: RepositoryError | None = None
-    needed = _users(decided.steps)
-    _forget_listing_failures(context, decided.steps)
-    for planned in decided.steps:
-        step = _at_its_turn(context, planned)
-        match step:
-            case Unchanged():
-                remember(context, step.target, step.source, step.digest)
-                outcome = Outcome(step.target, "unchanged", step.digest)
-            case Failed():
-                outcome = Outcome(step.target, "failed", error=step.error)
-            case Relink():
-                relinks.append(step)
-                if step.image is not None:
-                    _release(context, step.image, needed)
-                continue
-            case Publish() if stopped is not None:
-                outcome = Outcome(step.target, "skipped", step.image.digest)
-            case Publish():
-                outcome, stopped = _publish(context, step.target, step.image)
-                if stopped is None:
-                    _release(context, step.image, needed)
-            case _:
-                assert_never(step)
-        outcomes.append(outcome)
-        _account(context, outcome)
-    for outcome in _relink(context, relinks, stopped):
-        if stopped is None and isinstance(outcome.error, RepositoryError):
-            stopped = outcome.error
-        outcomes.append(outcome)
-        _account(context, outcome)
-    if stopped is None:
-        context.spool.clear()
-    return CycleReport(tuple(outcomes), time.monotonic() - started, recovered, stopped)
+    with context.repository.exclusive():
+        recovered = context.repository.recover()
+        if recovered is not None:
+            log.warning("%s", recovered)
+        taken_down = _take_down(context, wishes)
+        decided = plan(context, wishes, only)
+        cycle = _Cycle(context, decided)
+        cycle.run()
+        if not only:
+            _look_for_orphans(context, wishes, decided.survey)
+    order = {step.target.link: number for number, step in enumerate(decided.steps)}
+    outcomes = tuple(sorted(cycle.outcomes, key=lambda outcome: order[outcome.target.link]))
+    return CycleReport(outcomes, time.monotonic() - started, recovered, cycle.stopped, taken_down)
 
 
-def _publish(context: Context, target: Target, image: ResolvedImage) -> tuple[Outcome, RepositoryError | None]:
-    """Fetch and publish one image. Nothing is downloaded while the transaction is open.
+def _take_down(context: Context, wishes: ImageList) -> tuple[Retirement, ...]:
+    """Remove what the list blocks."""
+    if not wishes.blocked or not context.repository.root.is_dir():
+        return ()
+    going = takedown(wishes, take_inventory(context.repository, context.recipe.layout))
+    if not going.links and not going.trees:
+        return ()
+    gone = carry_out(context.repository, context.recipe.layout, going, batch=max(1, len(going.links), len(going.trees)))
+    now = context.now()
+    for each in gone:
+        context.state.record(each.path, each.image or each.path, "taken down", None, each.reason, now)
+    return gone
 
-    Returns:
-        What became of it, and what ends the cycle. An image that is too large for the spool does not: others fit.
-    """
-    started = time.monotonic()
-    fetched = False
+
+def _look_for_orphans(context: Context, wishes: ImageList, found: Survey) -> None:
+    """Start the clocks of what nobody asks for any more; the next cycle can do it as well."""
     try:
-        context.progress.start(f"fetching {target}", image.compressed_size)
-        with fetching(image, context.sources, context.spool, context.progress) as layers:
-            for layer in layers:
-                layer.blob()
-            fetched = True
-            context.progress.start(f"publishing {target}", image.compressed_size)
-            put_image(
-                context.repository, context.recipe, image, layers, target.link,
-                target.wish, target.platform, context.now(), context.progress,
-            )  # fmt: skip
+        mark_orphans(context, wishes, found)
     except RepositoryError as error:
-        outcome = Outcome(target, "failed", image.digest, error, time.monotonic() - started)
-        return outcome, error if fetched or not isinstance(error, NoSpace) else None
-    except Exception as error:  # noqa: BLE001 - see image_error
-        failure = image_error(error, target)
-        return Outcome(target, "failed", image.digest, failure, time.monotonic() - started), None
-    seconds = time.monotonic() - started
-    return Outcome(target, "published", image.digest, None, seconds, image.compressed_size), None
+        log.warning("what nobody asks for any more could not be found out: %s", error)
 
 
-def _relink(context: Context, steps: Sequence[Relink], stopped: RepositoryError | None) -> list[Outcome]:
-    """Point links at published trees, all in one transaction."""
-    if not steps:
-        return []
-    if stopped is not None:
-        return [Outcome(step.target, "skipped", step.digest) for step in steps]
-    started = time.monotonic()
-    layout = context.recipe.layout
-    catalogue = read_catalogue(context.repository, layout)
-    changes: list[LinkChange] = []
-    outcomes: list[Outcome] = []
-    for step in steps:
-        tree = find_tree(context.repository, layout, step.digest)
-        if tree is None:
-            error = ImageError(
-                f"{step.target}: its tree was removed while the cycle ran",
-                found=f"no record of {step.digest}", todo="sync again: it is published anew then",
+def mark_orphans(context: Context, wishes: ImageList, found: Survey) -> None:
+    """Note in the state what nobody asks for now. An empty list says nothing.
+
+    Raises:
+        RepositoryError: The repository can't be read; nothing was noted.
+    """
+    if wishes.wishes and context.repository.root.is_dir():
+        alone = orphans(found, wishes, take_inventory(context.repository, context.recipe.layout))
+        context.state.mark_orphans(alone.reasons, alone.undecided, context.now(), _LONGEST_LOOK)
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """One pass that is under way."""
+
+    context: Context
+    decided: Plan
+    outcomes: list[Outcome] = field(default_factory=list)
+    stopped: RepositoryError | None = None
+    _preparer: Preparer = field(init=False)
+    _needed: dict[Digest, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        c = self.context
+        shelf = Shelf(c.repository, c.tree_indexes)
+        self._preparer = Preparer(c.repository, c.sources, c.spool, c.recipe, c.layer_indexes, shelf)
+        self._needed = _users(self.decided.steps)
+
+    def run(self) -> None:
+        """Do every step."""
+        ready: list[Relink] = []
+        followers: dict[Digest, list[Relink]] = {}
+        _forget_listing_failures(self.context, self.decided.steps)
+        for step in self.decided.steps:
+            match step:
+                case Unchanged():
+                    remember(self.context, step.target, step.source, step.digest)
+                    self._done(Outcome(step.target, "unchanged", step.digest))
+                case Failed():
+                    self._done(Outcome(step.target, "failed", error=step.error))
+                case Relink():
+                    (ready if step.image is None else followers.setdefault(step.digest, [])).append(step)
+                case Publish():
+                    pass
+                case _:
+                    assert_never(step)
+        # What costs next to nothing does not wait for what may take hours.
+        self._relink(ready)
+        self._publish_all(fair_order(self.decided.steps), followers)
+        if self.stopped is None:
+            self.context.spool.clear()
+
+    def _publish_all(self, steps: Sequence[Publish], followers: Mapping[Digest, list[Relink]]) -> None:
+        """Publish images in this order, each with all links that shall lead to it."""
+        todo = list(steps)
+        while todo:
+            left: list[Publish] = []
+            jobs = [Job(str(step.target), step.image, self._replaced(step.target)) for step in todo]
+            with closing(pipeline(self._preparer, jobs, self.context.progress)) as ready:
+                for step in todo:
+                    waiting = followers.get(step.image.digest, [])
+                    if self.stopped is not None:
+                        self._skip(step, waiting)
+                        continue
+                    job, prepared = next(ready)
+                    if self._publish(step, job, prepared, waiting):
+                        waiting.clear()
+                    elif waiting and self.stopped is None:
+                        # The next of them publishes it, from its own registry.
+                        first = waiting.pop(0)
+                        assert first.image is not None  # noqa: S101 - that is what a follower is
+                        left.append(Publish(first.target, first.image, None, first.reason))
+            todo = left
+
+    def _replaced(self, target: Target) -> str | None:
+        there = published(self.context.repository, self.context.recipe.layout, target.link)
+        return there.path if there else None
+
+    def _skip(self, step: Publish, waiting: list[Relink]) -> None:
+        self._done(Outcome(step.target, "skipped", step.image.digest))
+        for each in waiting:
+            self._done(Outcome(each.target, "skipped", each.digest))
+        waiting.clear()
+
+    def _publish(self, step: Publish, job: Job, ready: Prepared | Exception, waiting: Sequence[Relink]) -> bool:
+        """Publish one image; whether it is there now.
+
+        An image that is too large for the spool does not end the cycle: others fit.
+        """
+        started = time.monotonic()
+        target, image = step.target, step.image
+        shelf, path = self._preparer.shelf, self.context.recipe.layout.tree(image.digest, GENERATION)
+        error: CvmfsSyncError
+        try:
+            if isinstance(ready, Exception):
+                raise ready
+            tree = self._put(ready, step, job, waiting)
+        except NoSpace as failure:
+            error = failure
+            self.stopped = None if isinstance(ready, Exception) else failure
+        except RepositoryError as failure:
+            error = self.stopped = failure
+        except Exception as failure:  # noqa: BLE001 - see image_error
+            error = image_error(failure, target)
+        else:
+            shelf.published(path)
+            seconds = time.monotonic() - started
+            totals = ready.choice.difference.totals
+            outcome = Outcome(
+                target, "published", image.digest, None, seconds, image.compressed_size, ready.choice.relative,
+                totals.files + totals.touched_files, totals.bytes + totals.touched_bytes,
             )  # fmt: skip
-            outcomes.append(Outcome(step.target, "failed", step.digest, error))
-            continue
-        line = catalogue.get(step.target.link)
-        changes.append(
-            LinkChange(step.target.link, tree.path, catalogue_line(context, step.target, step.source, tree, line))
-        )
-        outcomes.append(Outcome(step.target, "linked", step.digest))
-    try:
-        if changes:
-            put_links(context.repository, layout, changes)
-    except (ImageError, RepositoryError) as failure:
-        return [replace(o, result="failed", error=failure) if o.result == "linked" else o for o in outcomes]
-    for step in steps:
-        remember(context, step.target, step.source, step.digest)
-    return [replace(outcome, seconds=time.monotonic() - started) for outcome in outcomes]
+            ready.close()
+            self._done(outcome)
+            for each in waiting:
+                remember(self.context, each.target, each.source, tree.digest)
+                self._done(Outcome(each.target, "linked", tree.digest, None, seconds))
+            self._release(image, 1 + len(waiting))
+            return True
+        shelf.discard(path)
+        if isinstance(ready, Prepared):
+            ready.close()
+        self._done(Outcome(target, "failed", image.digest, error, time.monotonic() - started))
+        if self.stopped is None:
+            self._release(image, 1)
+        else:
+            for each in waiting:
+                self._done(Outcome(each.target, "skipped", each.digest))
+        return False
+
+    def _put(self, ready: Prepared, step: Publish, job: Job, waiting: Sequence[Relink]) -> Published:
+        """Publish a tree; as a difference if that can be done, else whole."""
+        context, image = self.context, step.image
+        links = [
+            LinkWish(step.target.link, image.name, image.source_digest, step.target.wish, step.target.platform),
+            *(LinkWish(e.target.link, e.target.name, e.source, e.target.wish, e.target.platform) for e in waiting),
+        ]
+        relative = ready.choice.relative
+        if relative is not None and not self._preparer.shelf.is_published(relative):
+            # It was to be published before, and was not.
+            self._preparer.choose_again(ready, job.replaces)
+        context.progress.start(f"publishing {step.target}", ready.choice.difference.totals.bytes)
+        try:
+            return put_image(context.repository, context.recipe, ready, links, context.now(), context.progress)
+        except (CloneRefused, NotAsMeant) as failure:
+            if ready.choice.relative is None:
+                raise
+            log.warning("%s is published whole: %s", step.target, failure)
+        self._preparer.choose_again(ready, None, whole=True)
+        context.progress.start(f"publishing {step.target}", ready.choice.difference.totals.bytes)
+        return put_image(context.repository, context.recipe, ready, links, context.now(), context.progress)
+
+    def _relink(self, steps: Sequence[Relink]) -> None:
+        """Point links at published trees, all in one transaction."""
+        if not steps:
+            return
+        started = time.monotonic()
+        context, layout = self.context, self.context.recipe.layout
+        catalogue = read_catalogue(context.repository, layout)
+        changes: list[LinkChange] = []
+        outcomes: list[Outcome] = []
+        for step in steps:
+            tree = find_tree(context.repository, layout, step.digest)
+            if tree is None:
+                error = ImageError(
+                    f"{step.target}: its tree was removed while the cycle ran",
+                    found=f"no record of {step.digest}", todo="sync again: it is published anew then",
+                )  # fmt: skip
+                outcomes.append(Outcome(step.target, "failed", step.digest, error))
+                continue
+            line = catalogue.get(step.target.link)
+            changes.append(
+                LinkChange(step.target.link, tree.path, catalogue_line(context, step.target, step.source, tree, line))
+            )
+            outcomes.append(Outcome(step.target, "linked", step.digest))
+        try:
+            if changes:
+                put_links(context.repository, layout, changes)
+        except (ImageError, RepositoryError) as failure:
+            outcomes = [replace(o, result="failed", error=failure) if o.result == "linked" else o for o in outcomes]
+            if isinstance(failure, RepositoryError):
+                self.stopped = failure
+        else:
+            for step in steps:
+                remember(context, step.target, step.source, step.digest)
+        for outcome in outcomes:
+            self._done(replace(outcome, seconds=time.monotonic() - started))
+
+    def _done(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        _account(self.context, outcome)
+
+    def _release(self, image: ResolvedImage, times: int) -> None:
+        """Drop the blobs that no image of this cycle needs any more."""
+        for digest in {layer.digest for layer in image.manifest.layers}:
+            self._needed[digest] -= times
+            if self._needed[digest] <= 0:
+                self.context.spool.drop(digest)
 
 
 def _account(context: Context, outcome: Outcome) -> None:
@@ -204,20 +346,13 @@ def _account(context: Context, outcome: Outcome) -> None:
             state.succeeded(target.link, name, now)
             state.record(target.link, name, outcome.result, outcome.digest, f"{outcome.seconds:.1f} s", now)
             log.info(
-                "%s image=%s digest=%s compressed_bytes=%d seconds=%.2f",
-                outcome.result, name, outcome.digest, outcome.size, outcome.seconds,
+                "%s image=%s digest=%s compressed_bytes=%d made_of=%s written_files=%d written_bytes=%d seconds=%.2f",
+                outcome.result, name, outcome.digest, outcome.size, outcome.made_of or "nothing",
+                outcome.written_files, outcome.written_bytes, outcome.seconds,
             )  # fmt: skip
         case "unchanged":
             state.succeeded(target.link, name, now)
             log.debug("unchanged image=%s digest=%s", name, outcome.digest)
-
-
-def _at_its_turn(context: Context, step: Step) -> Step:
-    """A link to a tree that should have been published by now, and was not, publishes it itself."""
-    if isinstance(step, Relink) and step.image is not None:
-        tree = find_tree(context.repository, context.recipe.layout, step.digest)
-        return Publish(step.target, step.image, None, step.reason) if tree is None else step
-    return step
 
 
 def _users(steps: Sequence[Step]) -> dict[Digest, int]:
@@ -228,13 +363,6 @@ def _users(steps: Sequence[Step]) -> dict[Digest, int]:
             for digest in {layer.digest for layer in step.image.manifest.layers}:
                 users[digest] = users.get(digest, 0) + 1
     return users
-
-
-def _release(context: Context, image: ResolvedImage, users: dict[Digest, int]) -> None:
-    for digest in {layer.digest for layer in image.manifest.layers}:
-        users[digest] -= 1
-        if not users[digest]:
-            context.spool.drop(digest)
 
 
 def _forget_listing_failures(context: Context, steps: Sequence[Step]) -> None:

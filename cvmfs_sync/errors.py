@@ -11,7 +11,9 @@ from typing import ClassVar
 
 __all__ = [
     "AccessDenied",
+    "BlobChanged",
     "BlobMismatch",
+    "CloneRefused",
     "ConfigurationError",
     "CvmfsSyncError",
     "ImageError",
@@ -22,7 +24,9 @@ __all__ = [
     "LimitExceeded",
     "ListError",
     "NoSpace",
+    "NotAsMeant",
     "NotOwner",
+    "RateLimited",
     "RegistryUnavailable",
     "RepositoryBusy",
     "RepositoryError",
@@ -105,6 +109,10 @@ class RegistryUnavailable(ImageError):
     temporary = True
 
 
+class RateLimited(RegistryUnavailable):
+    """The registry allows few more pulls, and the configuration keeps those for what somebody waits for."""
+
+
 class InvalidManifest(ImageError):
     """A manifest, index or image configuration breaks the specification or contradicts itself."""
 
@@ -115,12 +123,22 @@ class BlobMismatch(ImageError):
     temporary = True
 
 
+class BlobChanged(BlobMismatch):
+    """A source began to give other bytes in the middle of a blob; asked from the start, it may give the right ones."""
+
+
 class InvalidImage(ImageError):
     """A layer breaks the tar or layer specification, or asks for something unsafe."""
 
 
 class LimitExceeded(InvalidImage):
     """An image is larger than a configured limit."""
+
+
+class NotAsMeant(ImageError):
+    """What was written to the repository is not what should have been written; nothing was published."""
+
+    temporary = True
 
 
 class RepositoryError(CvmfsSyncError):
@@ -135,6 +153,10 @@ class RepositoryBusy(RepositoryError):
 
 class RepositoryUnavailable(RepositoryError):
     """The repository cannot be written: not mounted, damaged, read-only, or its web server or whitelist failed."""
+
+
+class CloneRefused(RepositoryUnavailable):
+    """A tree can't be made of a clone; written whole it can."""
 
 
 class NotOwner(RepositoryError):

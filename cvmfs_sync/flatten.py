@@ -27,7 +27,7 @@ from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
 from cvmfs_sync.tree import OPAQUE, WHITEOUT, Inode, Tree, merge, printable, split
 
-__all__ = ["Arrangement", "Layer", "Placement", "Sink", "flatten"]
+__all__ = ["Arrangement", "Budget", "Layer", "Placement", "Sink", "flatten", "layers_ahead", "no_garbage_collection"]
 
 Transform = Callable[[Tree], None]
 
@@ -125,12 +125,12 @@ def flatten(
         InvalidImage: A layer breaks the specification or a limit.
         BlobMismatch: A layer has not its diff_id.
     """
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _flatten(layers, sink, limits or Limits(), transform, progress or Silent())
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Millions of entries are made and none of them is garbage: looking for some takes a tenth of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -144,12 +144,12 @@ def _no_garbage_collection() -> Iterator[None]:
 def _flatten(
     layers: Sequence[Layer], sink: Sink, limits: Limits, transform: Transform | None, progress: Progress
 ) -> Tree:
-    budget = _Budget(limits)
+    budget = Budget(limits)
     shadow = _Shadow()
     indexes: list[list[Entry]] = [[] for _ in layers]
     placed = [bytearray() for _ in layers]
     clear = sink.placement is not Placement.NEVER
-    with closing(_top_first(layers, limits)) as opened:
+    with closing(layers_ahead(layers, range(len(layers) - 1, -1, -1), limits)) as opened:
         for number, chunks in opened:
             certainty = None if sink.placement is Placement.ANYTIME else _Certainty(bottom=number == 0, clear=clear)
             _stream(layers[number], chunks, number, indexes[number], placed[number], sink, shadow, certainty, budget)
@@ -173,15 +173,17 @@ def _flatten(
 _ASIDE, _PLACED = 1, 2
 
 
-def _top_first(layers: Sequence[Layer], limits: Limits) -> Generator[tuple[int, Iterator[bytes]], None, None]:
-    """Number and uncompressed pieces of each layer; the next one is being inflated while one is in use."""
+def layers_ahead(
+    layers: Sequence[Layer], numbers: Sequence[int], limits: Limits
+) -> Generator[tuple[int, Iterator[bytes]], None, None]:
+    """Number and uncompressed pieces of these layers; the next one is being inflated while one is in use."""
     with ExitStack() as ahead:
-        following = ahead.enter_context(layers[-1].open(limits)) if layers else iter(())
-        for number in reversed(range(len(layers))):
+        following = ahead.enter_context(layers[numbers[0]].open(limits)) if numbers else iter(())
+        for position, number in enumerate(numbers):
             chunks = following
             with ahead.pop_all():
-                if number:
-                    following = ahead.enter_context(layers[number - 1].open(limits))
+                if position + 1 < len(numbers):
+                    following = ahead.enter_context(layers[numbers[position + 1]].open(limits))
                 yield number, chunks
 
 
@@ -194,7 +196,7 @@ def _stream(
     sink: Sink,
     shadow: _Shadow,
     certainty: _Certainty | None,
-    budget: _Budget,
+    budget: Budget,
 ) -> None:
     """Read one layer: every entry into its index, every visible file into the sink."""
     reader = Reader(chunks, budget.limits, what=layer.what)
@@ -268,7 +270,7 @@ def _fill(layers: Sequence[Layer], missing: Sequence[tuple[bytes, Inode]], sink:
                     sink.fill(path, inode, reader)
 
 
-class _Budget:
+class Budget:
     """Counts what an image may have at most over all its layers."""
 
     def __init__(self, limits: Limits) -> None:
@@ -276,6 +278,11 @@ class _Budget:
         self.bytes = self.entries = self.hardlinks = 0
 
     def charge(self, entry: Entry, layer: Layer) -> None:
+        """Count one entry of a layer.
+
+        Raises:
+            LimitExceeded: It is one too many, or its bytes are.
+        """
         self.entries += 1
         self.bytes += entry.size
         if entry.kind is Kind.HARDLINK:

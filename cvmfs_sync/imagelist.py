@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
+from cvmfs_sync.blocklist import Blocked, read_blocked
+from cvmfs_sync.blocklist import json_schema as blocked_schema
 from cvmfs_sync.errors import InvalidReference, ListError
-from cvmfs_sync.reference import ImageName, LayoutReference, Platform, Reference, parse_image
+from cvmfs_sync.reference import ArtifactReference, Digest, ImageName, Platform, Reference, parse_image, without_tag
 from cvmfs_sync.schema import StrictModel, validate
 from cvmfs_sync.tags import FILTER_SCHEMA, Globs, Regex, Semver, TagFilter, is_pattern
 from cvmfs_sync.yamlfile import Document, KeyPath, Problem, describe, did_you_mean, dotted, line_of, read
@@ -70,6 +72,11 @@ class ImageList:
 
     wishes: tuple[Wish, ...]
     problems: tuple[Problem, ...]
+    blocked: tuple[Blocked, ...] = ()
+
+    def block(self, name: ImageName | None, *digests: Digest | None) -> Blocked | None:
+        """The entry of `blocked` that is about this name, or one of these digests, if there is one."""
+        return next((each for each in self.blocked if each.blocks(name, *digests)), None)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -97,7 +104,7 @@ class ImageList:
 
 
 def load(source: Path, *, today: date | None = None) -> ImageList:
-    """Read a list from a file; relative `oci:` directories start from the file's.
+    """Read a list from a file; relative paths in names start from the file's.
 
     Args:
         source: The file. One that can't be read is a problem of the list, like one that is no YAML.
@@ -116,7 +123,7 @@ def parse(text: str | bytes, *, base: Path, today: date | None = None, file: str
 
     Args:
         text: The list.
-        base: Directory that relative `oci:` directories start from.
+        base: Directory that relative paths in names start from.
         today: Wishes that expired before this day get a warning; None to leave that to others.
         file: The list's name in messages.
     """
@@ -131,6 +138,7 @@ def json_schema() -> dict[str, Any]:
         "description": "The images, each as a reference or in the long form.",
         "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Image"}]},
     }
+    schema["properties"]["blocked"] = blocked_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -205,6 +213,8 @@ class _List(StrictModel):
 
     version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
     images: list[Any]
+    # Read apart, like the images.
+    blocked: Any = None
 
 
 @dataclass
@@ -230,11 +240,16 @@ class _Reader:
             self.problems.extend(checked)
         images = data.get("images") if isinstance(data, dict) else None
         if images == []:
-            self._report(("images",), "asks for no image: all that are published will be retired", warning=True)
+            self._report(("images",), "asks for no image; by such a list nothing is retired", warning=True)
         for index, entry in enumerate(images if isinstance(images, list) else []):
             self._entry(entry, ("images", index))
         self._duplicates()
-        return ImageList(tuple(self.wishes), tuple(sorted(self.problems, key=lambda problem: problem.line or 0)))
+        blocked: tuple[Blocked, ...] = ()
+        if isinstance(data, dict) and data.get("blocked") is not None:
+            blocked, problems = read_blocked(data["blocked"], lines, self.file, self.base)
+            self.problems.extend(problems)
+        problems = tuple(sorted(self.problems, key=lambda problem: problem.line or 0))
+        return ImageList(tuple(self.wishes), problems, blocked)
 
     def _entry(self, entry: object, path: KeyPath) -> None:
         """Add one entry's wish, or its problems."""
@@ -285,6 +300,9 @@ class _Reader:
         except InvalidReference as error:
             self._report(path, str(error))
             return None, None
+        if isinstance(name, ArtifactReference):
+            message = "names a SIF file, which can be fetched ('unpack') but not be published yet: it will fail"
+            self._report(path, message, warning=True)
         if filtered and (tag is not None or digest):
             what = f"the tag {tag!r}" if tag is not None else "a digest"
             self._report(path, f"names {what}, and 'tags' chooses tags: remove one of the two")
@@ -294,8 +312,8 @@ class _Reader:
             if tags is None:
                 return None, None
         if pattern or filtered:
-            return _without_tag(name), tags
-        if isinstance(name, Reference) and name.tag == "latest" and not digest:
+            return without_tag(name), tags
+        if isinstance(name, Reference | ArtifactReference) and name.tag == "latest" and not digest:
             what = "'latest'" if tag else "no tag means 'latest', which"
             message = f"{what} moves without notice: what runs today may not run tomorrow; "
             message += f"name a version ({bare}:<version>), or pin it ({bare}@sha256:<digest>)"
@@ -370,16 +388,12 @@ class _Reader:
 
 
 def _split(text: str) -> tuple[str, str | None, bool]:
-    """A reference without tag and digest, its tag, and whether it has a digest; a port is no tag."""
-    layout = text.startswith("oci:")
-    bare, at, _ = (text, "", "") if layout else text.partition("@")
+    """A name without tag and digest, its tag, and whether it has a digest; a port is no tag."""
+    kinds = ("oci:", "docker-archive:", "docker-daemon:", "oras://")
+    kind = next((kind for kind in kinds if text.startswith(kind)), "")
+    on_disk = kind in ("oci:", "docker-archive:")
+    bare, at, _ = (text, "", "") if on_disk else text.partition("@")
     head, colon, tag = bare.rpartition(":")
-    if not colon or "/" in tag or (layout and head == "oci"):
+    if not colon or "/" in tag or len(head) < len(kind):
         return bare, None, bool(at)
     return head, tag, bool(at)
-
-
-def _without_tag(name: ImageName) -> ImageName:
-    if isinstance(name, LayoutReference):
-        return LayoutReference(name.directory)
-    return Reference(name.registry, name.repository)

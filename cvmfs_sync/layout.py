@@ -7,18 +7,31 @@ every link so that no two names collide, and `osg`, the paths that Open Science 
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
-from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
+from cvmfs_sync.reference import (
+    ArchiveReference,
+    ArtifactReference,
+    Digest,
+    EngineReference,
+    ImageName,
+    LayoutReference,
+    Platform,
+    Reference,
+)
 
 __all__ = [
     "CATALOGUE",
+    "LAYOUTS",
     "MARKER",
     "OWN",
+    "RECORDS",
     "Layout",
     "LayoutName",
+    "key_of_tree",
     "record_path",
     "relative_target",
     "runnable",
@@ -26,10 +39,20 @@ __all__ = [
 ]
 
 LayoutName = Literal["unpacked", "osg"]
+LAYOUTS: tuple[LayoutName, ...] = ("unpacked", "osg")
 OWN = ".cvmfs-sync"
 CATALOGUE = f"{OWN}/catalogue.json"
 MARKER = ".cvmfscatalog"
-_RECORDS = f"{OWN}/images"
+RECORDS = f"{OWN}/images"
+_KEY = re.compile(r"[0-9a-f]{64,}(?:-[a-z0-9]+)*")
+# First parts of links, and what they stand for in names. No registry is called so: its name has a dot or a port, or is
+# localhost.
+_KINDS = {
+    "oci/": "oci:/",
+    "docker-archive/": "docker-archive:/",
+    "docker-daemon/": "docker-daemon:",
+    "oras/": "oras://",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +68,7 @@ class Layout:
             image: A name with a tag or digest.
             platform: Set for all but the first platform of a wish; these links have a directory of their own.
         """
-        tag = f":{image.tag}" if image.tag else ""
-        if isinstance(image, Reference):
-            path = f"{self._repository(image)}{tag}" + (f"@{image.digest}" if image.digest else "")
-        else:
-            path = f"oci{image.directory}{tag}"
+        path = self._path(image)
         if platform is not None:
             return f".multiarch/{str(platform).replace('/', '-')}/{path}"
         return path
@@ -60,18 +79,35 @@ class Layout:
             link = link.split("/", 2)[2]
         if self.name != "unpacked":
             return None
-        # No registry is called just "oci": its name has a dot or a port, or is localhost.
-        return f"oci:{link.removeprefix('oci')}" if link.startswith("oci/") else link
+        for first, kind in _KINDS.items():
+            if link.startswith(first):
+                return kind + link.removeprefix(first)
+        return link
 
-    def _repository(self, image: Reference) -> str:
-        return image.name if self.name == "unpacked" else image.repository
+    def _path(self, image: ImageName) -> str:
+        tag = f":{image.tag}" if image.tag else ""
+        match image:
+            case Reference():
+                digest = f"@{image.digest}" if image.digest else ""
+                return f"{image.name if self.name == 'unpacked' else image.repository}{tag}{digest}"
+            case LayoutReference():
+                return f"oci{image.directory}{tag}"
+            case ArchiveReference():
+                return f"docker-archive{image.file}{tag}"
+            case EngineReference():
+                return f"docker-daemon/{image.repository}{tag}"
+            case ArtifactReference():
+                return f"oras/{image.reference}"
+            case _:
+                assert_never(image)
 
     def tree(self, digest: Digest, generation: int) -> str:
         """The sandbox of a platform manifest."""
-        key = tree_key(digest, generation)
-        if self.name == "osg":
-            return f".images/{key[:2]}/{key[2:]}"
-        return f".flat/{key[:2]}/{key}"
+        return self.tree_of_key(tree_key(digest, generation))
+
+    def tree_of_key(self, key: str) -> str:
+        """The sandbox of a `tree_key`."""
+        return f"{self.trees}/{key[:2]}/{key[2:] if self.name == 'osg' else key}"
 
     def digest_of_tree(self, path: str) -> str | None:
         """The key in a tree's path, or None if the path is no tree's: the inverse of `tree`."""
@@ -79,15 +115,30 @@ class Layout:
         if len(parts) != 3 or len(parts[1]) != 2:
             return None
         key = parts[1] + parts[2] if self.name == "osg" else parts[2]
-        if parts[0] != (".images" if self.name == "osg" else ".flat") or not key.startswith(parts[1]):
+        if parts[0] != self.trees or not key.startswith(parts[1]):
             return None
         return key
 
-    def markers(self, tree: str) -> Iterator[str]:
-        """Files that make the directories above a tree and of the records nested catalogs."""
-        prefix = posixpath.dirname(tree)
-        yield f"{prefix}/{MARKER}"
+    @property
+    def trees(self) -> str:
+        """The directory of all trees."""
+        return ".images" if self.name == "osg" else ".flat"
+
+    def markers(self) -> Iterator[str]:
+        """Files that make the directories of the trees and of the records nested catalogs."""
+        yield f"{self.trees}/{MARKER}"
         yield f"{OWN}/{MARKER}"
+
+    def prefixes(self) -> Iterator[str]:
+        """All directories that trees are in: a clone can only be made where its directory is published already."""
+        for number in range(256):
+            yield f"{self.trees}/{number:02x}"
+
+
+def key_of_tree(path: str) -> str | None:
+    """The key in a tree's path of either layout, or None if the path is no tree's."""
+    keys = (Layout(name).digest_of_tree(path) for name in LAYOUTS)
+    return next((key for key in keys if key is not None and _KEY.fullmatch(key)), None)
 
 
 def tree_key(digest: Digest, generation: int) -> str:
@@ -98,7 +149,7 @@ def tree_key(digest: Digest, generation: int) -> str:
 
 def record_path(key: str) -> str:
     """The record of a published tree, by `tree_key`."""
-    return f"{_RECORDS}/{key[:2]}/{key}.json"
+    return f"{RECORDS}/{key[:2]}/{key}.json"
 
 
 def relative_target(link: str, tree: str) -> str:
@@ -111,4 +162,7 @@ def runnable(image: ImageName) -> str:
     if isinstance(image, Reference):
         # The docker transport refuses a name with both; the digest decides.
         return f"docker://{replace(image, tag=None) if image.digest else image}"
+    if isinstance(image, ArchiveReference):
+        # What stands behind the file is a whole reference to Apptainer, which takes the only image if there is none.
+        return str(replace(image, tag=None))
     return str(image)

@@ -6,15 +6,16 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.reference import Digest, ImageName
 
-__all__ = ["Progress", "Repository", "Silent", "Source", "Transaction"]
+__all__ = ["Clone", "Costs", "Progress", "Repository", "Silent", "Source", "Traits", "Transaction"]
 
 Name = TypeVar("Name", bound=ImageName, contravariant=True)
 
@@ -32,7 +33,8 @@ class Source(Protocol[Name]):
     def manifest(self, name: Name, digest: Digest | None = None) -> tuple[bytes, Digest, str | None]:
         """Content, digest and media type of the manifest or index that `name` means, or of `digest` in its repository.
 
-        The content's digest is verified.
+        The content has the digest that is returned. It is the one that was asked for, but where `head` tells another
+        thing's because nobody keeps manifests there: an engine's image has an identity, and its manifest is made.
         """
 
     def blob(self, name: Name, descriptor: Descriptor) -> Iterator[bytes]:
@@ -45,17 +47,74 @@ class Source(Protocol[Name]):
         """All tags of the repository, following its pages."""
 
 
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What publishing costs in a repository, in seconds: a model, fitted to measurements.
+
+    Attributes:
+        clone: Beginning with a clone at all.
+        cloned: Each name of the clone.
+        removed: Each name that is removed from it.
+        made: Each name that is made, or whose file has to be written again.
+        byte: Each byte of these.
+    """
+
+    clone: float
+    cloned: float
+    removed: float
+    made: float
+    byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What becomes of a tree in a repository.
+
+    Attributes:
+        costs: What publishing takes.
+        keeps_hard_links: Whether several names of a file stay names of one; else each gets a file of its own.
+        mtime_unit: What modification times are rounded down to, in nanoseconds.
+        shares_files: Whether a clone's files are those of the tree that it was made of, so that a change of one has to
+            be made to a copy.
+    """
+
+    costs: Costs
+    keeps_hard_links: bool
+    mtime_unit: int
+    shares_files: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A published tree to begin with, and the path of the tree that shall be made of it."""
+
+    source: str
+    path: str
+
+
 class Transaction(Protocol):
     """One atomic change of a repository: readers see all of it or nothing. Paths are relative, `/`-separated."""
 
     def create_tree(self, path: str) -> Path:
         """An empty directory, to be filled before the next call, that becomes `path`; what stood there is replaced."""
 
+    def clone(self) -> Path:
+        """The clone that the transaction was opened with, to be changed before the next call.
+
+        Its files are not to be written to where `Traits.shares_files` says so.
+        """
+
     def write(self, path: str, content: bytes) -> None:
         """A file with this content, replacing what stood there, its parents made as needed."""
 
     def link(self, path: str, target: str) -> None:
         """A symbolic link, replacing one that stood there, its parents made as needed."""
+
+    def make_directory(self, path: str) -> None:
+        """A directory of mode 0755, if it is not there, its parents made as needed."""
+
+    def remove(self, path: str) -> None:
+        """Nothing at `path`; absence is fine. For files and links, and for directories with a few of them."""
 
 
 class Repository(Protocol):
@@ -64,15 +123,45 @@ class Repository(Protocol):
     root: Path
     """What clients see, readable at any time."""
 
-    def transaction(self, purpose: str) -> AbstractContextManager[Transaction]:
+    traits: Traits
+    """What becomes of trees here."""
+
+    def transaction(self, purpose: str, clone: Clone | None = None) -> AbstractContextManager[Transaction]:
         """Open a transaction; leaving the block publishes it, an exception in the block aborts it.
 
         Args:
             purpose: Why, for the log and for whoever finds the transaction open.
+            clone: A published tree to begin with. Its new path is free, and the directory above that is there. Others
+                may see the clone there before it has been changed.
 
         Raises:
+            CloneRefused: There is no such tree, or its new path is not free; nothing has happened.
             RepositoryError: When it can't be opened or published. The repository shows the old state then, and no
                 transaction of ours is left open unless the message says so.
+        """
+
+    def remove_trees(self, paths: Sequence[str]) -> None:
+        """Remove whole trees in one go, outside of any transaction; those that are not there are no mistake.
+
+        Args:
+            paths: Trees that no link leads to, by paths of nothing but letters, digits, '.', '-' and '/'.
+
+        Raises:
+            RepositoryError: Some of them may still be there.
+        """
+
+    def collect_garbage(self) -> None:
+        """Have the storage of what no revision names any more freed, where the repository has such a thing.
+
+        Raises:
+            RepositoryError: It can't be done; nothing is lost.
+        """
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Be the only cvmfs-sync that works on this repository while the block lasts.
+
+        Raises:
+            RepositoryBusy: Another one does.
         """
 
     def recover(self) -> str | None:

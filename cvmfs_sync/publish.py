@@ -1,97 +1,43 @@
-"""A tree, its record, its link and its line in the catalogue, in one transaction.
+"""A tree, its record, its links and its lines in the catalogue, in one transaction.
 
-A resolved image with its fetched layers goes in; afterwards the repository has it, or is as it was. The calls of a
-transaction are made in the order tree, record, link, catalogue, so that a backend which can only move one thing at a
+A prepared image goes in; afterwards the repository has it, or is as it was. Making a tree whole is the difference from
+nothing, so there is one way to make one: clone or begin empty, carry out the difference, verify all of it. The calls of
+a transaction are made in the order tree, record, link, catalogue, so that a backend which can only move one thing at a
 time shows a consistent state after each. A tree is published when its record is: a directory without one is nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cvmfs_sync import __version__
-from cvmfs_sync.errors import InvalidReference, RepositoryUnavailable
-from cvmfs_sync.flatten import Layer, flatten
-from cvmfs_sync.image import ResolvedImage
+from cvmfs_sync.diff import Make
+from cvmfs_sync.edit import TreeEditor, wanted_files
+from cvmfs_sync.errors import NotAsMeant
+from cvmfs_sync.flatten import layers_ahead
 from cvmfs_sync.imagelist import Wish
-from cvmfs_sync.layout import CATALOGUE, OWN, Layout, record_path, relative_target, tree_key
-from cvmfs_sync.ports import Progress, Repository, Transaction
+from cvmfs_sync.inventory import CATALOGUE_VERSION, Catalogue, CatalogueEntry, Published, find_tree, read_catalogue
+from cvmfs_sync.layout import CATALOGUE, Layout, record_path, relative_target, tree_key
+from cvmfs_sync.ports import Clone, Progress, Repository, Transaction
+from cvmfs_sync.prepare import Prepared, Recipe, kept_metadata
 from cvmfs_sync.reference import Digest, ImageName, Platform
-from cvmfs_sync.rootfs import SANDBOX, DirectorySink
-from cvmfs_sync.sandbox import GENERATION, furnish
-from cvmfs_sync.tar import Kind, Limits
-from cvmfs_sync.tree import Tree
+from cvmfs_sync.sandbox import GENERATION
+from cvmfs_sync.tar import Kind, Reader
+from cvmfs_sync.verify import verify
+from cvmfs_sync.writing import SANDBOX
 
-__all__ = [
-    "Catalogue",
-    "CatalogueEntry",
-    "LinkChange",
-    "Published",
-    "Recipe",
-    "catalogue_entry",
-    "find_tree",
-    "published",
-    "put_image",
-    "put_links",
-    "read_catalogue",
-    "stored_catalogue",
-]
+__all__ = ["LinkChange", "LinkWish", "catalogue_entry", "put_image", "put_links", "write_catalogue"]
 
-_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogueEntry:
-    """A link as `catalogue.json` tells it to tools and people.
-
-    Attributes:
-        source_digest: What the name itself meant at its registry: an index's digest where it is an index's.
-        path: The sandbox, relative to the repository's root.
-        size: Bytes of all regular files.
-        published_at: When the link got its present target, ISO 8601, UTC.
-    """
-
-    image: str
-    digest: str
-    source_digest: str
-    platform: str
-    path: str
-    size: int
-    entries: int
-    published_at: str
-    description: str | None = None
-    contact: str | None = None
-    definition: str | None = None
-
-
-Catalogue = Mapping[str, CatalogueEntry]
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A tree that has its record."""
-
-    digest: Digest
-    generation: int
-    path: str
-    record: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What of the configuration shapes a sandbox."""
-
-    layout: Layout
-    bind_points: tuple[str, ...]
-    limits: Limits
+_RECORD_VERSION = 1
+_REPORTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,134 +49,151 @@ class LinkChange:
     entry: CatalogueEntry
 
 
-def published(repository: Repository, layout: Layout, link: str) -> Published | None:
-    """What a link leads to, if that is a tree with its record."""
-    try:
-        target = os.readlink(repository.root / link)
-    except OSError:
-        return None
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
-    key = layout.digest_of_tree(path)
-    if key is None:
-        return None
-    return _by_key(repository, path, key)
+@dataclass(frozen=True, slots=True)
+class LinkWish:
+    """A link that shall lead to the tree which is being published.
 
+    Attributes:
+        source: What the name meant at its registry.
+    """
 
-def find_tree(repository: Repository, layout: Layout, digest: Digest) -> Published | None:
-    """The tree of a manifest in the present generation, whether or not a link leads to it."""
-    path = layout.tree(digest, GENERATION)
-    key = layout.digest_of_tree(path)
-    return None if key is None else _by_key(repository, path, key)
-
-
-def read_catalogue(repository: Repository, layout: Layout) -> Catalogue:
-    """`catalogue.json`; made anew from links and records if it is not there, or of another version or form."""
-    stored = stored_catalogue(repository)
-    return dict(_scan(repository, layout)) if stored is None else stored
-
-
-def stored_catalogue(repository: Repository) -> Catalogue | None:
-    """`catalogue.json`; None if it is not there, or of another version or form."""
-    try:
-        document = json.loads((repository.root / CATALOGUE).read_bytes())
-        if document["version"] == _VERSION:
-            return {link: CatalogueEntry(**entry) for link, entry in document["images"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
-
-
-def _unreadable(error: OSError) -> None:
-    """What can't be read may hold links: leaving them out of a catalogue would be to say that they are gone."""
-    if not isinstance(error, FileNotFoundError):
-        raise RepositoryUnavailable(
-            f"cannot read {error.filename} to make the catalogue anew",
-            found=error.strerror,
-            todo="see that this user may read all of the repository",
-        ) from error
-
-
-def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, CatalogueEntry]]:
-    """All links to published trees. Trees themselves, which are large, are not entered."""
-    own = {layout.tree(Digest("sha256", "00"), 1).split("/")[0], OWN}
-    for directory, names, files in os.walk(repository.root, onerror=_unreadable):
-        relative = os.path.relpath(directory, repository.root)
-        if relative == ".":
-            names[:] = [name for name in names if name not in own]
-        for name in [*names, *files]:
-            link = posixpath.normpath(posixpath.join(relative, name))
-            tree = published(repository, layout, link)
-            if tree is not None:
-                record = tree.record
-                yield (
-                    link,
-                    CatalogueEntry(
-                        image=layout.image(link) or str(record.get("reference")),
-                        digest=str(tree.digest),
-                        source_digest=str(record.get("source_digest")),
-                        platform=str(record.get("platform")),
-                        path=tree.path,
-                        size=int(record.get("size", 0)),
-                        entries=int(record.get("entries", 0)),
-                        published_at=str(record.get("published_at")),
-                    ),
-                )
+    link: str
+    name: ImageName
+    source: Digest
+    wish: Wish
+    platform: Platform
 
 
 def put_image(
     repository: Repository,
     recipe: Recipe,
-    image: ResolvedImage,
-    layers: Sequence[Layer],
-    link: str,
-    wish: Wish,
-    platform: Platform,
+    prepared: Prepared,
+    links: Sequence[LinkWish],
     now: datetime,
     progress: Progress,
 ) -> Published:
-    """Publish a tree and the link to it.
+    """Publish a tree and the links to it.
 
     Args:
         repository: Where to.
         recipe: How.
-        image: What.
-        layers: Its layers, bottom to top; their blobs must have been fetched, the transaction is open while they are
-            read.
-        link: The link's path.
-        wish: Who asked for it.
-        platform: The platform it was asked for.
+        prepared: What; its blobs are on disk, because the transaction is open while they are read.
+        links: The links that shall lead to it.
         now: Time of publication.
-        progress: Told the compressed bytes that are done.
+        progress: Told the bytes that are written.
 
     Raises:
-        ImageError: The image can't be flattened; the transaction has been aborted.
+        CloneRefused: The tree can't be made of its relative.
+        NotAsMeant: The tree that was written differs from the one that was meant; the transaction has been aborted.
+        ImageError: A layer is damaged; the same.
         RepositoryError: See `Repository.transaction`.
     """
-    path = recipe.layout.tree(image.digest, GENERATION)
-    with repository.transaction(f"publish {image.name} ({image.digest})") as transaction:
-        with DirectorySink(transaction.create_tree(path), SANDBOX) as sink:
-            tree = flatten(
-                layers, sink,
-                limits=recipe.limits,
-                transform=partial(furnish, config=image.config, bind_points=recipe.bind_points),
-                progress=progress,
-            )  # fmt: skip
-        for marker in recipe.layout.markers(path):
-            if not (repository.root / marker).exists():
-                transaction.write(marker, b"")
-        size, entries = _measure(tree)
-        record = _record(image, platform, size, entries, now)
-        transaction.write(record_path(tree_key(image.digest, GENERATION)), _json(record))
-        tree_now = Published(image.digest, GENERATION, path, record)
-        entry = catalogue_entry(image.name, image.source_digest, tree_now, wish, platform, now.isoformat())
-        _link(repository, recipe.layout, transaction, [LinkChange(link, path, entry)])
-    return tree_now
+    image, path, relative = prepared.image, prepared.path, prepared.choice.relative
+    purpose = f"publish {image.name} ({image.digest})"
+    _clear(repository, recipe.layout, prepared)
+    if relative is not None and not (repository.root / path).parent.is_dir():
+        with repository.transaction(f"make directories for {purpose}") as transaction:
+            _make_directories(repository, recipe.layout, transaction)
+    clone = None if relative is None else Clone(relative, path)
+    with repository.transaction(purpose, clone) as transaction:
+        root = transaction.clone() if clone else transaction.create_tree(path)
+        _write(root, repository, recipe, prepared, progress)
+        _require_as_meant(root, repository, prepared)
+        _make_directories(repository, recipe.layout, transaction)
+        record = _record(prepared, links[0].platform, now)
+        transaction.write(record_path(tree_key(image.digest, GENERATION)), as_json(record))
+        tree = Published(image.digest, GENERATION, path, record)
+        changes = [
+            LinkChange(
+                each.link,
+                path,
+                catalogue_entry(each.name, each.source, tree, each.wish, each.platform, now.isoformat()),
+            )
+            for each in links
+        ]
+        _link(repository, recipe.layout, transaction, changes)
+    return tree
 
 
 def put_links(repository: Repository, layout: Layout, changes: Sequence[LinkChange]) -> None:
     """Point links at trees that are published, all in one transaction."""
     with repository.transaction(f"point {len(changes)} links at published images") as transaction:
         _link(repository, layout, transaction, changes)
+
+
+def _clear(repository: Repository, layout: Layout, prepared: Prepared) -> None:
+    """Remove what an interrupted publish left where a clone shall be.
+
+    What users may be running from, because a link leads to it, is only replaced: by a tree that is written whole.
+    """
+    if prepared.choice.relative is None or not os.path.lexists(repository.root / prepared.path):
+        return
+    if find_tree(repository, layout, prepared.image.digest) is None:
+        repository.remove_trees([prepared.path])
+
+
+def _write(root: Path, repository: Repository, recipe: Recipe, prepared: Prepared, progress: Progress) -> None:
+    """Make the new tree of what is in the directory."""
+    difference = prepared.choice.difference
+    wanted = wanted_files(difference)
+    shared = prepared.choice.relative is not None and repository.traits.shares_files
+    with TreeEditor(root, SANDBOX, difference, shared=shared) as editor:
+        editor.begin()
+        with closing(layers_ahead(prepared.layers, sorted(wanted, reverse=True), recipe.limits)) as opened:
+            for number, chunks in opened:
+                _write_files(
+                    editor, Reader(chunks, recipe.limits, what=prepared.layers[number].what), wanted[number], progress
+                )
+        editor.finish(prepared.tree)
+
+
+def _write_files(
+    editor: TreeEditor, reader: Reader, wanted: Mapping[int, tuple[Make, ...]], progress: Progress
+) -> None:
+    """Write the files that are wanted of one layer; what comes after the last one is not read."""
+    left = len(wanted)
+    for ordinal, entry in enumerate(reader):
+        makes = wanted.get(ordinal)
+        if makes is not None:
+            editor.write(makes, reader)
+            progress.advance(entry.size)
+            left -= 1
+            if not left:
+                return
+
+
+def _require_as_meant(root: Path, repository: Repository, prepared: Prepared) -> None:
+    """Look at every name, and at the content of what was written.
+
+    Raises:
+        NotAsMeant: The directory is not the tree.
+    """
+    difference, traits = prepared.choice.difference, repository.traits
+    written = {make.path for make in difference.files}
+    written.update(each.path for each in difference.metadata if each.inode.entry.kind is Kind.FILE)
+    discrepancies = verify(
+        root, prepared.tree, prepared.content,
+        metadata=kept_metadata(traits), hard_links=traits.keeps_hard_links, mtime_unit=traits.mtime_unit,
+        read=written.__contains__,
+    )  # fmt: skip
+    found = [str(each) for each in itertools.islice(discrepancies, _REPORTED)]
+    if found:
+        raise NotAsMeant(
+            f"{prepared.image.name}: what was written differs from the image",
+            found="; ".join(found),
+            expected="the same tree",
+            todo="check disk and file system; if it recurs, report it",
+        )
+
+
+def _make_directories(repository: Repository, layout: Layout, transaction: Transaction) -> None:
+    """Make what trees are in, for all trees to come: a clone needs its directory to be published before."""
+    for marker in layout.markers():
+        if not (repository.root / marker).exists():
+            transaction.write(marker, b"")
+    for prefix in layout.prefixes():
+        if not (repository.root / prefix).is_dir():
+            transaction.make_directory(prefix)
 
 
 def catalogue_entry(
@@ -259,18 +222,23 @@ def _link(repository: Repository, layout: Layout, transaction: Transaction, chan
         if _readlink(repository.root / change.link) != target:
             transaction.link(change.link, target)
         catalogue[change.link] = change.entry
+    write_catalogue(transaction, catalogue)
+
+
+def write_catalogue(transaction: Transaction, catalogue: Catalogue) -> None:
+    """Replace `catalogue.json`."""
     document = {
-        "version": _VERSION,
+        "version": CATALOGUE_VERSION,
         "generator": f"cvmfs-sync {__version__}",
         "images": {link: asdict(entry) for link, entry in sorted(catalogue.items())},
     }
-    transaction.write(CATALOGUE, _json(document))
+    transaction.write(CATALOGUE, as_json(document))
 
 
-def _record(image: ResolvedImage, platform: Platform, size: int, entries: int, now: datetime) -> dict[str, Any]:
-    config = image.config
+def _record(prepared: Prepared, platform: Platform, now: datetime) -> dict[str, Any]:
+    image, config, totals = prepared.image, prepared.image.config, prepared.choice.difference.totals
     return {
-        "version": _VERSION,
+        "version": _RECORD_VERSION,
         "generator": f"cvmfs-sync {__version__}",
         "reference": str(image.name),
         "digest": str(image.digest),
@@ -292,35 +260,17 @@ def _record(image: ResolvedImage, platform: Platform, size: int, entries: int, n
             for layer, diff_id in zip(image.manifest.layers, config.diff_ids, strict=True)
         ],
         "compressed_size": image.compressed_size,
-        "size": size,
-        "entries": entries,
+        "size": prepared.size,
+        "entries": prepared.entries,
         "published_at": now.isoformat(),
+        "made_of": prepared.choice.relative,
+        "written": {
+            "files": totals.files + totals.touched_files,
+            "bytes": totals.bytes + totals.touched_bytes,
+            "removed": totals.removed,
+        },
+        "sketch": prepared.sketch,
     }
-
-
-def _measure(tree: Tree) -> tuple[int, int]:
-    """Bytes of regular files, hard links counted once, and the number of names."""
-    size = entries = 0
-    seen: set[int] = set()
-    for _, inode in tree.walk():
-        entries += 1
-        if inode.entry.kind is Kind.FILE and not (inode.shared and id(inode) in seen):
-            size += inode.entry.size
-            if inode.shared:
-                seen.add(id(inode))
-    return size, entries
-
-
-def _by_key(repository: Repository, path: str, key: str) -> Published | None:
-    try:
-        record = json.loads((repository.root / record_path(key)).read_bytes())
-        digest = Digest.parse(record["digest"])
-        generation = int(record["generation"])
-    except (OSError, ValueError, KeyError, TypeError, InvalidReference):
-        return None
-    if tree_key(digest, generation) != key or not (repository.root / path).is_dir():
-        return None
-    return Published(digest, generation, path, record)
 
 
 def _readlink(path: Path) -> str | None:
@@ -330,5 +280,6 @@ def _readlink(path: Path) -> str | None:
         return None
 
 
-def _json(document: object) -> bytes:
+def as_json(document: object) -> bytes:
+    """A document as it is kept in the repository."""
     return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -2,30 +2,29 @@
 
 What a name meant when it was last asked, which images failed and why, and what happened to each, in SQLite. The
 repository is the truth: a database that is lost, damaged or of another version costs its history and a few requests,
-never an image, so it is set aside and begun anew. One process uses it at a time; `instance` sees to that.
+never an image, so it is set aside and begun anew. One process uses it at a time; `locking`
+sees to that.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from cvmfs_sync.errors import InvalidReference, NoSpace, RepositoryBusy, RepositoryUnavailable
+from cvmfs_sync.errors import InvalidReference, NoSpace, RepositoryUnavailable
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.rootfs import os_errors
 
-__all__ = ["Event", "Failure", "State", "instance"]
+__all__ = ["Event", "Failure", "Orphan", "State"]
 
 log = logging.getLogger(__name__)
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE seen (
     name TEXT NOT NULL, platform TEXT NOT NULL, source TEXT NOT NULL, digest TEXT NOT NULL, at TEXT NOT NULL,
@@ -40,11 +39,16 @@ CREATE TABLE events (
     digest TEXT, detail TEXT NOT NULL
 );
 CREATE INDEX events_by_link ON events (link, id);
+CREATE TABLE orphans (
+    path TEXT PRIMARY KEY, reason TEXT NOT NULL, since TEXT NOT NULL, seen TEXT NOT NULL, seconds REAL NOT NULL
+) WITHOUT ROWID;
 """
+_FROM_1 = _SCHEMA[_SCHEMA.index("CREATE TABLE orphans") :]
 _COLUMNS = {
     "seen": ["name", "platform", "source", "digest", "at"],
     "failures": ["link", "name", "reason", "temporary", "count", "since", "last"],
     "events": ["id", "at", "link", "name", "event", "digest", "detail"],
+    "orphans": ["path", "reason", "since", "seen", "seconds"],
 }
 
 
@@ -75,6 +79,20 @@ class Event:
     event: str
     digest: str | None
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A link or a tree that nobody asks for any more.
+
+    Attributes:
+        since: When that was first seen, UTC.
+        age: For how long that has been seen to be so. Less than the time since then, if nobody looked for long.
+    """
+
+    reason: str
+    since: datetime
+    age: timedelta
 
 
 class State:
@@ -198,6 +216,42 @@ class State:
         )
         return tuple(Event(datetime.fromisoformat(at), *rest) for at, *rest in rows)
 
+    def mark_orphans(
+        self, orphans: Mapping[str, str], undecided: Collection[str], now: datetime, longest: timedelta
+    ) -> Mapping[str, Orphan]:
+        """Note what nobody asks for now, and forget what is asked for again.
+
+        A grace period counts the time in which something was seen to be an orphan, again and again: neither a clock
+        that jumps nor a daemon that was switched off for a year makes it pass.
+
+        Args:
+            orphans: Reasons by path.
+            undecided: Paths of which nobody can tell now: what is known of them stays, and they grow no older.
+            now: The time.
+            longest: How much older an orphan may get from one look to the next.
+        """
+        with self._writing() as database:
+            rows = database.execute("SELECT path, since, seen, seconds FROM orphans").fetchall()
+            known = {path: (since, datetime.fromisoformat(seen), seconds) for path, since, seen, seconds in rows}
+            gone = [(path,) for path in known if path not in orphans and path not in undecided]
+            database.executemany("DELETE FROM orphans WHERE path = ?", gone)
+            for path, reason in orphans.items():
+                since, seen, seconds = known.get(path, (now.isoformat(), now, 0.0))
+                older = min(longest, max(timedelta(0), now - seen)).total_seconds()
+                database.execute(
+                    "REPLACE INTO orphans VALUES (?, ?, ?, ?, ?)",
+                    (path, reason, since, now.isoformat(), seconds + older),
+                )
+        return self.orphans()
+
+    def orphans(self) -> Mapping[str, Orphan]:
+        """What nobody asked for when that was last looked at, by path."""
+        rows = self._database.execute("SELECT path, reason, since, seconds FROM orphans")
+        return {
+            path: Orphan(reason, datetime.fromisoformat(since), timedelta(seconds=seconds))
+            for path, reason, since, seconds in rows
+        }
+
     @staticmethod
     def _event(
         database: sqlite3.Connection, at: datetime, link: str, name: str, event: str, digest: str | None, detail: str
@@ -226,6 +280,10 @@ class State:
         columns = {
             table: [column[1] for column in database.execute(f"PRAGMA table_info({table})")] for table in _COLUMNS
         }
+        if version == 1 and columns == {**_COLUMNS, "orphans": []}:
+            with database:
+                database.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
+            version, columns = _VERSION, _COLUMNS
         known = version == _VERSION and columns == _COLUMNS
         if not known and (version != 0 or database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]):
             raise sqlite3.DatabaseError(f"version {version} with other tables than those of version {_VERSION}")
@@ -270,31 +328,3 @@ class State:
         """One SQLite transaction."""
         with self._usable(), self._database as database:
             yield database
-
-
-@contextmanager
-def instance(directory: Path) -> Iterator[None]:
-    """Be the only cvmfs-sync that works with this state directory; the lock goes with the process.
-
-    Raises:
-        RepositoryBusy: Another one runs.
-    """
-    path = directory / "lock"
-    with os_errors(f"to the state directory {directory}"):
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = path.open("a+")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise RepositoryBusy(
-                "another cvmfs-sync is at work",
-                found=f"process {lock.read().strip() or 'unknown'} holds {path}",
-                todo="wait for it to finish; 'cvmfs-sync status' shows what is published meanwhile",
-            ) from None
-        with os_errors(f"to the state directory {directory}"):
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-        yield

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from cvmfs_sync.errors import InvalidReference
 from cvmfs_sync.imagelist import ImageList, Wish
+from cvmfs_sync.inventory import Catalogue, published, read_catalogue
 from cvmfs_sync.layout import Layout
 from cvmfs_sync.ports import Repository
-from cvmfs_sync.publish import Catalogue, published, read_catalogue
-from cvmfs_sync.reference import ImageName, Platform, Reference, parse_image
+from cvmfs_sync.reference import ImageName, Platform, parse_image, without_tag
 from cvmfs_sync.state import Event, Failure, State
 
 __all__ = ["ImageStatus", "image_status"]
@@ -136,7 +136,7 @@ def _status(
 
 
 def _repository(name: ImageName) -> str:
-    return name.name if isinstance(name, Reference) else f"oci:{name.directory}"
+    return str(without_tag(name))
 
 
 def _parsed(image: str) -> ImageName | None:

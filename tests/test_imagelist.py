@@ -195,7 +195,7 @@ WARNINGS = {
     "no tag": ("- debian", "f:3: images.0: no tag means 'latest', which moves without notice: what runs today may not run tomorrow; name a version (debian:<version>), or pin it (debian@sha256:<digest>)"),
     "latest": ("- image: ghcr.io/a/b:latest", "f:3: images.0.image: 'latest' moves without notice: what runs today may not run tomorrow; name a version (ghcr.io/a/b:<version>), or pin it (ghcr.io/a/b@sha256:<digest>)"),
     "expired": ("- image: a:1\n  expires: 2026-12-31", "f:4: images.0.expires: the wish ended on 2026-12-31; remove the image, or set a later date"),
-    "no images": ("  []", "f:2: images: asks for no image: all that are published will be retired"),
+    "no images": ("  []", "f:2: images: asks for no image; by such a list nothing is retired"),
 }  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
 from cvmfs_sync.errors import ImageError, RepositoryBusy, UsageError
 from cvmfs_sync.imagelist import parse
 from cvmfs_sync.metrics import CYCLE_RESULTS, Metrics
-from cvmfs_sync.plan import Target
 from cvmfs_sync.reference import Platform
+from cvmfs_sync.registry import REQUEST_RESULTS, RegistryMemory
+from cvmfs_sync.survey import Target
 from tests.support import require
 
 DOCUMENT = Path(__file__).parent.parent / "docs/metrics.md"
@@ -30,6 +31,37 @@ def _target() -> Target:
 
 def _value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
+
+
+def _after_a_cycle() -> Metrics:
+    """Metrics that know a registry, too."""
+    memory = RegistryMemory()
+    memory.count("docker.io", 200)
+    memory.hear("docker.io", {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "7;w=21600"}, NOW.timestamp())
+    metrics = Metrics()
+    metrics.watch_registries(memory.requests, memory.rate_limits)
+    metrics.cycle_ended(CycleReport((), 1.0), NOW)
+    return metrics
+
+
+def test_registries_are_seen_as_they_are_now() -> None:
+    """Requests are counted by host and result, each host with all results; rate limits are those last heard of."""
+    memory = RegistryMemory()
+    metrics = Metrics()
+    metrics.watch_registries(memory.requests, memory.rate_limits)
+    name = "cvmfs_sync_registry_requests_total"
+    assert _value(metrics, name, host="a.example", result="ok") is None
+    for status in (200, 206, 304, 404, 401, 403, 429, 500, 302, None):
+        memory.count("a.example", status)
+    assert [_value(metrics, name, host="a.example", result=result) for result in REQUEST_RESULTS] == [2, 1, 1, 2, 1, 3]
+    memory.count("b.example", 200)
+    assert [_value(metrics, name, host="b.example", result=result) for result in REQUEST_RESULTS] == [1, 0, 0, 0, 0, 0]
+    memory.hear("a.example", {"ratelimit-remaining": "5"}, 0.0)
+    memory.hear("b.example", {"ratelimit-limit": "100;w=21600", "ratelimit-remaining": "7;w=21600"}, 0.0)
+    memory.hear("b.example", {"unrelated": "5"}, 1.0)
+    for host, limit, remaining in (("a.example", None, 5), ("b.example", 100, 7)):
+        assert _value(metrics, "cvmfs_sync_registry_ratelimit_limit", host=host) == limit
+        assert _value(metrics, "cvmfs_sync_registry_ratelimit_remaining", host=host) == remaining
 
 
 def test_a_report_becomes_numbers() -> None:
@@ -75,8 +107,7 @@ def test_documentation_and_metrics_are_equal() -> None:
     """Every metric is in docs/metrics.md with its type and labels, and nothing else is."""
     rows = re.findall(r"^\| `(cvmfs_sync_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {(name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    metrics = Metrics()
-    metrics.cycle_ended(CycleReport((), 1.0), NOW)
+    metrics = _after_a_cycle()
     real = set()
     for family in metrics.registry.collect():
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
@@ -86,14 +117,13 @@ def test_documentation_and_metrics_are_equal() -> None:
         real.add((family.name + suffix, kind, labels.pop()))
     assert documented == real
     text = DOCUMENT.read_text()
-    assert all(f"`{result}`" in text for result in (*RESULTS, *CYCLE_RESULTS))
+    assert all(f"`{result}`" in text for result in (*RESULTS, *CYCLE_RESULTS, *REQUEST_RESULTS))
 
 
 def test_promtool_finds_nothing_to_improve() -> None:
     """Names, units and help follow Prometheus's conventions."""
     require("promtool")
-    metrics = Metrics()
-    metrics.cycle_ended(CycleReport((), 1.0), NOW)
+    metrics = _after_a_cycle()
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=generate_latest(metrics.registry), capture_output=True, check=False
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from cvmfs_sync.errors import NoSpace, RepositoryBusy, RepositoryUnavailable
+from cvmfs_sync.locking import instance
 from cvmfs_sync.reference import Digest
-from cvmfs_sync.state import Event, Failure, State, instance
+from cvmfs_sync.state import Event, Failure, State
 from tests.support.commands import run_cli
 from tests.support.cvmfs import FakeCvmfs
 from tests.support.images import Image, file, layer, write_layout
@@ -196,7 +197,7 @@ def test_a_full_disk_is_told_as_that(home: Path) -> None:
 def test_only_one_instance(home: Path) -> None:
     """A second process is refused with exit code 3 and who is first; the lock goes with the process."""
     program = (
-        "import sys; from pathlib import Path; from cvmfs_sync.state import instance\n"
+        "import sys; from pathlib import Path; from cvmfs_sync.locking import instance\n"
         "with instance(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from cvmfs_sync.errors import NoSpace, NotOwner, RepositoryBusy, RepositoryError, RepositoryUnavailable
+from cvmfs_sync.errors import CloneRefused, NoSpace, NotOwner, RepositoryBusy, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.repository.commands import Completed
 
 __all__ = ["FAILURES", "Failure", "failure_of"]
@@ -51,20 +51,34 @@ def _failure(
     return Failure(frozenset(commands.split()), text, error, message, todo, busy, codes)
 
 
-_ANY = "transaction publish abort"
+_ANY = "transaction publish abort ingest gc"
 FAILURES = (
     _failure(
-        "transaction", "another transaction is already open", RepositoryBusy,
+        "transaction", "cannot clone directory tree", CloneRefused,
+        "{name} does not make a tree of another one",
+        "cvmfs-sync publishes the tree whole; if it recurs, `cvmfs_server check {name}`",
+    ),
+    _failure(
+        "transaction ingest", "another transaction is already open", RepositoryBusy,
         "somebody else has a transaction open on {name}",
         "let its owner publish or abort it; cvmfs-sync never aborts a transaction that is not its own", busy=True,
         codes=frozenset({17, errno.EBUSY}),
     ),
     _failure(
-        "transaction", "currently publishing", RepositoryBusy, "somebody else is publishing {name}",
+        "transaction ingest", "currently publishing", RepositoryBusy, "somebody else is publishing {name}",
         "wait for it to finish, then sync again", busy=True,
     ),
     _failure(
-        "publish", "Another publish process is active", RepositoryBusy, "somebody else is publishing {name}",
+        "gc", "while in a transaction", RepositoryBusy, "somebody else has a transaction open on {name}",
+        "let its owner publish or abort it; cvmfs-sync never aborts a transaction that is not its own", busy=True,
+    ),
+    _failure(
+        "gc", "Garbage Collection is not enabled", RepositoryUnavailable,
+        "{name} was made without garbage collection",
+        "set retire.repository_gc to false, or CVMFS_GARBAGE_COLLECTION=true in its server.conf",
+    ),
+    _failure(
+        "publish ingest", "Another publish process is active", RepositoryBusy, "somebody else is publishing {name}",
         "wait for it to finish, then sync again", busy=True,
     ),
     _failure(
@@ -72,12 +86,12 @@ FAILURES = (
         "wait for it to finish, then sync again", busy=True,
     ),
     _failure(
-        "transaction", "is in a transaction but", RepositoryUnavailable,
+        "transaction ingest", "is in a transaction but", RepositoryUnavailable,
         "a transaction on {name} was cut off by a crash or reboot, and it is not provably ours",
         "ask who opened it; then `cvmfs_server abort -f {name}`, or `cvmfs_server mount {name}` and publish",
     ),
     _failure(
-        "transaction", "is in a transaction and cannot be repaired", RepositoryUnavailable,
+        "transaction ingest", "is in a transaction and cannot be repaired", RepositoryUnavailable,
         "a transaction on {name} was cut off by a crash or reboot, and it is not provably ours",
         "ask who opened it; then `cvmfs_server abort -f {name}`, or `cvmfs_server mount {name}` and publish",
     ),
@@ -92,12 +106,12 @@ FAILURES = (
         "check repository.name, or create it with `cvmfs_server mkfs`",
     ),
     _failure(
-        "publish", "does not exist.", RepositoryUnavailable,
+        "publish ingest gc", "does not exist.", RepositoryUnavailable,
         "there is no repository {name} on this machine",
         "check repository.name, or create it with `cvmfs_server mkfs`",
     ),
     _failure(
-        "publish", "is owned by", NotOwner, "this user may not publish {name}",
+        "publish ingest gc", "is owned by", NotOwner, "this user may not publish {name}",
         "run cvmfs-sync as the repository's owner (CVMFS_USER in its server.conf)",
     ),
     _failure(
@@ -129,12 +143,12 @@ FAILURES = (
         "free space in the storage; leftovers are data/txn/chunk.* of failed publishes",
     ),
     _failure(
-        "publish", "Open writable file descriptors", RepositoryBusy,
+        "publish ingest", "Open writable file descriptors", RepositoryBusy,
         "a process is writing below the repository {name}",
         "`lsof +f -- /cvmfs/{name}` names it; end it, then sync again", busy=True,
     ),
     _failure(
-        "publish", "open read-only file descriptors", RepositoryBusy,
+        "publish ingest", "open read-only file descriptors", RepositoryBusy,
         "a process has files open below the repository {name}",
         "`lsof +f -- /cvmfs/{name}` names it; end it, or keep backups and updatedb out of /cvmfs", busy=True,
     ),

@@ -1,0 +1,37 @@
+"""All that a cycle works with, put together by the command line and handed down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cvmfs_sync.index import IndexCache
+from cvmfs_sync.ports import Progress, Repository, Silent
+from cvmfs_sync.prepare import Recipe
+from cvmfs_sync.resolve import Sources
+from cvmfs_sync.spool import Spool
+from cvmfs_sync.state import State
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where images come from and go to, and what is remembered of them.
+
+    Attributes:
+        layer_indexes: Of layers, by diff_id.
+        tree_indexes: Of published trees, by `treeindex.tree_id`.
+        now: The time, UTC.
+    """
+
+    repository: Repository
+    sources: Sources
+    recipe: Recipe
+    state: State
+    spool: Spool
+    layer_indexes: IndexCache
+    tree_indexes: IndexCache
+    now: Callable[[], datetime]
+    progress: Progress = field(default_factory=Silent)

@@ -1,0 +1,234 @@
+"""What a repository holds, as its own files tell: links, trees, records, catalogue.
+
+A repository goes in, values come out; nothing is changed. A tree is published when its record is: a directory without
+one is nothing. Who only looks one image up gets None for what is not there; who asks for all of something gets all of
+it or an error, because what can't be read may be what must not be deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvmfs_sync.errors import InvalidReference, RepositoryUnavailable
+from cvmfs_sync.layout import CATALOGUE, LAYOUTS, OWN, RECORDS, Layout, key_of_tree, record_path, tree_key
+from cvmfs_sync.ports import Repository
+from cvmfs_sync.reference import Digest
+from cvmfs_sync.sandbox import GENERATION
+
+__all__ = [
+    "CATALOGUE_VERSION",
+    "Catalogue",
+    "CatalogueEntry",
+    "Published",
+    "all_links",
+    "all_records",
+    "all_trees",
+    "find_tree",
+    "published",
+    "read_catalogue",
+    "stored_catalogue",
+]
+
+CATALOGUE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A link as `catalogue.json` tells it to tools and people.
+
+    Attributes:
+        source_digest: What the name itself meant at its registry: an index's digest where it is an index's.
+        path: The sandbox, relative to the repository's root.
+        size: Bytes of all regular files.
+        published_at: When the link got its present target, ISO 8601, UTC.
+    """
+
+    image: str
+    digest: str
+    source_digest: str
+    platform: str
+    path: str
+    size: int
+    entries: int
+    published_at: str
+    description: str | None = None
+    contact: str | None = None
+    definition: str | None = None
+
+
+Catalogue = Mapping[str, CatalogueEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A tree that has its record."""
+
+    digest: Digest
+    generation: int
+    path: str
+    record: Mapping[str, Any]
+
+
+def published(repository: Repository, layout: Layout, link: str) -> Published | None:
+    """What a link leads to, if that is a tree with its record."""
+    try:
+        target = os.readlink(repository.root / link)
+    except OSError:
+        return None
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
+    key = layout.digest_of_tree(path)
+    if key is None:
+        return None
+    return _by_key(repository, path, key)
+
+
+def find_tree(repository: Repository, layout: Layout, digest: Digest) -> Published | None:
+    """The tree of a manifest in the present generation, whether or not a link leads to it."""
+    path = layout.tree(digest, GENERATION)
+    key = layout.digest_of_tree(path)
+    return None if key is None else _by_key(repository, path, key)
+
+
+def read_catalogue(repository: Repository, layout: Layout) -> Catalogue:
+    """`catalogue.json`; made anew from links and records if it is not there, or of another version or form."""
+    stored = stored_catalogue(repository)
+    return dict(_scan(repository, layout)) if stored is None else stored
+
+
+def stored_catalogue(repository: Repository) -> Catalogue | None:
+    """`catalogue.json`; None if it is not there, or of another version or form."""
+    try:
+        document = json.loads((repository.root / CATALOGUE).read_bytes())
+        if document["version"] == CATALOGUE_VERSION:
+            return {link: CatalogueEntry(**entry) for link, entry in document["images"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, CatalogueEntry]]:
+    """The catalogue's lines for all links to published trees, without what only the list knows."""
+    for link, path in all_links(repository):
+        key = layout.digest_of_tree(path)
+        tree = None if key is None else _by_key(repository, path, key)
+        if tree is not None:
+            record = tree.record
+            yield (
+                link,
+                CatalogueEntry(
+                    image=layout.image(link) or str(record.get("reference")),
+                    digest=str(tree.digest),
+                    source_digest=str(record.get("source_digest")),
+                    platform=str(record.get("platform")),
+                    path=tree.path,
+                    size=int(record.get("size", 0)),
+                    entries=int(record.get("entries", 0)),
+                    published_at=str(record.get("published_at")),
+                ),
+            )
+
+
+def all_links(repository: Repository) -> Iterator[tuple[str, str]]:
+    """Every link that leads to where a tree of any layout would be, with that path; trees are not entered.
+
+    Raises:
+        RepositoryUnavailable: A directory can't be read.
+    """
+    own = {OWN, *(Layout(name).trees for name in LAYOUTS)}
+    for directory, names, files in os.walk(repository.root, onerror=_unreadable):
+        relative = os.path.relpath(directory, repository.root)
+        if relative == ".":
+            names[:] = [name for name in names if name not in own]
+        for name in [*names, *files]:
+            try:
+                target = os.readlink(os.path.join(directory, name))
+            except OSError:
+                continue
+            link = posixpath.normpath(posixpath.join(relative, name))
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
+            if key_of_tree(path) is not None:
+                yield link, path
+
+
+def all_trees(repository: Repository) -> Iterator[str]:
+    """The path of everything that stands where a tree of any layout would be, published or not.
+
+    Raises:
+        RepositoryUnavailable: A directory can't be read.
+    """
+    for name in LAYOUTS:
+        top = repository.root / Layout(name).trees
+        for prefix in _names(top):
+            for entry in _names(top / prefix):
+                path = f"{Layout(name).trees}/{prefix}/{entry}"
+                if key_of_tree(path) is not None:
+                    yield path
+
+
+def all_records(repository: Repository) -> Iterator[Published]:
+    """Every record, with the path at which its tree is or should be.
+
+    Raises:
+        RepositoryUnavailable: A record or a directory of records can't be read, or a record makes no sense.
+    """
+    for prefix in _names(repository.root / RECORDS):
+        for name in _names(repository.root / RECORDS / prefix):
+            key, dot, _ = name.partition(".json")
+            if not dot or record_path(key) != f"{RECORDS}/{prefix}/{name}":
+                continue
+            paths = [Layout(layout).tree_of_key(key) for layout in LAYOUTS]
+            path = next((path for path in paths if (repository.root / path).is_dir()), paths[0])
+            try:
+                yield _read_record(repository, path, key)
+            except OSError as error:
+                _unreadable(error)
+            except (ValueError, KeyError, TypeError, InvalidReference) as error:
+                raise RepositoryUnavailable(
+                    f"a record of {repository.root} makes no sense",
+                    found=f"{RECORDS}/{prefix}/{name}: {error}",
+                    todo="'cvmfs-sync fsck --repair' removes it; the next sync publishes its image anew",
+                ) from error
+
+
+def _names(directory: Path) -> list[str]:
+    """What is in a directory, sorted; nothing if it is not there."""
+    try:
+        return sorted(os.listdir(directory))
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        _unreadable(error)
+        return []
+
+
+def _unreadable(error: OSError) -> None:
+    """What can't be read may hold links: leaving it out would be to say that they are gone."""
+    if not isinstance(error, FileNotFoundError):
+        raise RepositoryUnavailable(
+            f"cannot read all of the repository: {error.filename}",
+            found=error.strerror,
+            todo="see that this user may read it, and that it is mounted",
+        ) from error
+
+
+def _by_key(repository: Repository, path: str, key: str) -> Published | None:
+    try:
+        found = _read_record(repository, path, key)
+    except (OSError, ValueError, KeyError, TypeError, InvalidReference):
+        return None
+    return found if (repository.root / path).is_dir() else None
+
+
+def _read_record(repository: Repository, path: str, key: str) -> Published:
+    record = json.loads((repository.root / record_path(key)).read_bytes())
+    digest = Digest.parse(record["digest"])
+    generation = int(record["generation"])
+    if tree_key(digest, generation) != key:
+        raise ValueError(f"it is about {digest}")
+    return Published(digest, generation, path, record)

@@ -1,0 +1,240 @@
+"""An image made ready to be published: its tree known, what it is made of chosen, and what has to be written on disk.
+
+A resolved image goes in; a `Prepared` comes out, with everything that needs the network or takes long done. Layers that
+are known by their index are not fetched unless one of their files has to be written. Nothing is changed in the
+repository, so this happens while another image is being published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Self
+
+from cvmfs_sync.diff import Content, Metadata, contents
+from cvmfs_sync.edit import wanted_files
+from cvmfs_sync.errors import LimitExceeded
+from cvmfs_sync.fetch import fetching, spooled
+from cvmfs_sync.flatten import Budget, Layer, no_garbage_collection
+from cvmfs_sync.image import ResolvedImage
+from cvmfs_sync.index import IndexCache, LayerIndex, index_layer
+from cvmfs_sync.layout import Layout
+from cvmfs_sync.ports import Progress, Repository, Traits
+from cvmfs_sync.reference import Digest
+from cvmfs_sync.relative import Candidate, Choice, candidates, nearest, sketch, whole_difference
+from cvmfs_sync.resolve import Sources
+from cvmfs_sync.sandbox import GENERATION, furnish
+from cvmfs_sync.shelf import Shelf, repository_of
+from cvmfs_sync.spool import Spool
+from cvmfs_sync.tar import Entry, Kind, Limits
+from cvmfs_sync.tar.entry import NO_XATTRS
+from cvmfs_sync.tree import Tree, merge, printable
+from cvmfs_sync.treeindex import tree_id, tree_index, without_hard_links
+from cvmfs_sync.writing import SANDBOX
+
+__all__ = ["Prepared", "Preparer", "Recipe", "kept_metadata"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What of the configuration shapes a sandbox."""
+
+    layout: Layout
+    bind_points: tuple[str, ...]
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Prepared:
+    """An image that can be published at once.
+
+    Attributes:
+        tree: What shall be there, as the repository keeps it.
+        content: Digests of its files.
+        layers: Where content comes from, bottom to top; blobs that `choice` needs are on disk.
+        choice: What the tree is made of.
+        path: Where the tree shall be in the repository.
+        sketch: See `relative.sketch`.
+        size: Bytes of its regular files, several names of one counted once.
+        entries: Names in it.
+    """
+
+    image: ResolvedImage
+    tree: Tree
+    content: Content
+    layers: Sequence[Layer]
+    choice: Choice
+    path: str
+    sketch: str
+    size: int
+    entries: int
+    _resources: ExitStack = field(repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the spool have its blobs back."""
+        self._resources.close()
+
+    def fetch_wanted(self) -> None:
+        """Wait for the blobs that the choice needs.
+
+        Raises:
+            ImageError: One of them could not be fetched.
+            NoSpace: The spool is full.
+        """
+        for number in wanted_files(self.choice.difference):
+            self.layers[number].blob()
+
+
+@dataclass(frozen=True, slots=True)
+class Preparer:
+    """What preparing takes; the same for all images of a cycle.
+
+    Attributes:
+        indexes: Indexes of layers, by diff_id.
+    """
+
+    repository: Repository
+    sources: Sources
+    spool: Spool
+    recipe: Recipe
+    indexes: IndexCache
+    shelf: Shelf
+
+    def prepare(self, image: ResolvedImage, replaces: str | None, progress: Progress) -> Prepared:
+        """Make an image ready.
+
+        Args:
+            image: The image.
+            replaces: The tree that its link leads to now.
+            progress: Told the compressed bytes that are fetched.
+
+        Raises:
+            ImageError: The image is not what it should be, or could not be fetched.
+            NoSpace: It does not fit into the spool.
+        """
+        with ExitStack() as resources, no_garbage_collection():
+            known = {diff_id: self.indexes.get(diff_id) for diff_id in image.config.diff_ids}
+            unknown = {
+                layer.digest: layer
+                for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
+                if known[diff_id] is None
+            }
+            resources.enter_context(
+                self.spool.hold(each for each in spooled(image, self.sources) if each.digest in unknown)
+            )
+            layers = resources.enter_context(fetching(image, self.sources, self.spool, progress, ahead=tuple(unknown)))
+            tree, indexes = self._tree(image, layers, known)
+            content = contents(indexes)
+            path = self.recipe.layout.tree(image.digest, GENERATION)
+            likeness = sketch(tree, content)
+            choice = self._choose(image, path, tree, content, likeness, replaces)
+            prepared = Prepared(image, tree, content, layers, choice, path, likeness, *_measure(tree), ExitStack())
+            prepared.fetch_wanted()
+            coming = Candidate(path, repository_of(image.name), _layer_sizes(image), likeness, "")
+            self.shelf.announce(coming, tree_index(tree_id(path), tree, content))
+            prepared._resources = resources.pop_all()
+        return prepared
+
+    def choose_again(self, prepared: Prepared, replaces: str | None, *, whole: bool = False) -> None:
+        """Choose another relative, because the one that was chosen is not there after all; or none.
+
+        Raises:
+            ImageError: What has to be written now could not be fetched.
+            NoSpace: It does not fit into the spool.
+        """
+        if whole:
+            difference = whole_difference(prepared.tree, prepared.content, kept_metadata(self.repository.traits))
+            prepared.choice = replace(prepared.choice, relative=None, difference=difference, cost=prepared.choice.whole)
+        else:
+            prepared.choice = self._choose(
+                prepared.image, prepared.path, prepared.tree, prepared.content, prepared.sketch, replaces
+            )
+        prepared.fetch_wanted()
+
+    def _tree(
+        self, image: ResolvedImage, layers: Sequence[Layer], known: Mapping[Digest, LayerIndex | None]
+    ) -> tuple[Tree, Sequence[LayerIndex]]:
+        """The tree of the image as the repository will keep it, and the indexes that tell its content."""
+        limits = self.recipe.limits
+        indexes = dict(known)
+        for layer, descriptor in zip(reversed(layers), reversed(image.manifest.layers), strict=True):
+            if indexes[layer.diff_id] is None:
+                index = index_layer(layer, limits, descriptor.digest)
+                self.indexes.put(index)
+                indexes[layer.diff_id] = index
+        ordered = [found for layer in layers if (found := indexes[layer.diff_id]) is not None]
+        budget = Budget(limits)
+        for layer, index in zip(layers, ordered, strict=True):
+            for entry in index.entries:
+                budget.charge(entry, layer)
+        tree = merge([index.entries for index in ordered], limits)
+        furnish(tree, image.config, bind_points=self.recipe.bind_points)
+        if not self.repository.traits.keeps_hard_links:
+            without_hard_links(tree)
+        _require_short_paths(tree)
+        return tree, ordered
+
+    def _choose(
+        self, image: ResolvedImage, path: str, tree: Tree, content: Content, likeness: str, replaces: str | None
+    ) -> Choice:
+        ranked = candidates(
+            (each for each in self.shelf.candidates() if each.path != path),
+            replaces=replaces, repository=repository_of(image.name), layers=_layer_sizes(image), sketch=likeness,
+        )  # fmt: skip
+        first = ranked[0] if ranked else None
+        return nearest(
+            tree, content, ranked, lambda each: self.shelf.load(each.path, thorough=each is first),
+            costs=self.repository.traits.costs, metadata=kept_metadata(self.repository.traits),
+        )  # fmt: skip
+
+
+def kept_metadata(traits: Traits) -> partial[Metadata]:
+    """What of an entry's metadata comes into a repository, where `SANDBOX` is the policy."""
+    return partial(_kept, unit=traits.mtime_unit)
+
+
+def _kept(entry: Entry, *, unit: int) -> Metadata:
+    mode = entry.mode | (SANDBOX.directory_mode if entry.kind is Kind.DIRECTORY else SANDBOX.file_mode)
+    xattrs = entry.xattrs
+    if xattrs:
+        xattrs = {name: value for name, value in xattrs.items() if name.startswith(SANDBOX.xattrs)} or NO_XATTRS
+    return Metadata(mode, 0, 0, entry.mtime // unit * unit, xattrs)
+
+
+def _layer_sizes(image: ResolvedImage) -> dict[str, int]:
+    """Compressed bytes of an image's layers by diff_id."""
+    pairs = zip(image.config.diff_ids, image.manifest.layers, strict=True)
+    return {str(diff_id): layer.size for diff_id, layer in pairs}
+
+
+def _measure(tree: Tree) -> tuple[int, int]:
+    """Bytes of regular files, hard links counted once, and the number of names."""
+    size = entries = 0
+    seen: set[int] = set()
+    for _, inode in tree.walk():
+        entries += 1
+        if inode.entry.kind is Kind.FILE and not (inode.shared and id(inode) in seen):
+            size += inode.entry.size
+            if inode.shared:
+                seen.add(id(inode))
+    return size, entries
+
+
+def _require_short_paths(tree: Tree) -> None:
+    """The tar reader has looked at each path, but not where links lead it."""
+    longest = tree.limits.path
+    for path, _ in tree.walk():
+        if len(path) > longest:
+            raise LimitExceeded(
+                f"{printable(path)}: over the limit 'path'",
+                found=f"{len(path)} bytes, symbolic links on the way resolved",
+                expected=f"at most {longest} bytes",
+            )

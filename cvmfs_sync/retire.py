@@ -1,0 +1,316 @@
+"""What nobody asks for any more, and when it goes: pure decisions, and carrying them out.
+
+A survey of the list and an inventory of the repository go in. `orphans` says what nobody asks for now, and of what
+nobody can tell; `retirement` says what of it has been so for long enough; `carry_out` removes that, in small batches,
+each looked at again before. Whatever can't be read ends all of it before anything is deleted.
+
+Only links of the catalogue are ever removed: others are somebody else's. A tree is removed when no link of any layout
+leads to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+
+from cvmfs_sync.errors import InvalidReference, RepositoryUnavailable, UsageError
+from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.inventory import Catalogue, CatalogueEntry, all_links, all_records, all_trees, read_catalogue
+from cvmfs_sync.layout import Layout, key_of_tree, record_path
+from cvmfs_sync.ports import Repository
+from cvmfs_sync.publish import write_catalogue
+from cvmfs_sync.reference import Digest, ImageName, parse_image
+from cvmfs_sync.state import Orphan
+from cvmfs_sync.survey import Failed, Gone, Survey, Target, matches
+
+__all__ = [
+    "Inventory", "Orphans", "RetirePlan", "Retirement", "carry_out", "orphans", "retirement", "take_inventory",
+    "takedown",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the repository holds.
+
+    Attributes:
+        catalogue: Our links.
+        links: Every link to a tree, anybody's, with the tree's path.
+        trees: Paths of all trees, published or not.
+        records: Paths of the trees that have a record, with their digests.
+    """
+
+    catalogue: Catalogue
+    links: Mapping[str, str]
+    trees: frozenset[str]
+    records: Mapping[str, Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    """What nobody asks for now: reasons by path; and the paths of which nobody can tell."""
+
+    reasons: Mapping[str, str]
+    undecided: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """A link or a tree that goes.
+
+    Attributes:
+        path: Of the link or tree.
+        target: The tree that a link leads to; None for a tree.
+        image: Of a link, as the catalogue says.
+        due: When it goes; None if at once.
+    """
+
+    path: str
+    target: str | None
+    image: str | None
+    reason: str
+    since: datetime | None
+    due: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetirePlan:
+    """What goes now, and what will.
+
+    Attributes:
+        links: Go now.
+        trees: Go now; no link leads to them then.
+        waiting: Within their grace period.
+        refused: Why nothing goes after all.
+    """
+
+    links: tuple[Retirement, ...] = ()
+    trees: tuple[Retirement, ...] = ()
+    waiting: tuple[Retirement, ...] = ()
+    refused: str | None = None
+
+
+def take_inventory(repository: Repository, layout: Layout) -> Inventory:
+    """Read all of the repository but the trees themselves.
+
+    Raises:
+        RepositoryUnavailable: Anything can't be read: what is not seen might be in use.
+    """
+    if not repository.root.is_dir():
+        raise RepositoryUnavailable(f"there is no repository at {repository.root}", todo="see that it is mounted")
+    catalogue = read_catalogue(repository, layout)
+    links = dict(all_links(repository))
+    trees = frozenset(all_trees(repository))
+    records = {each.path: each.digest for each in all_records(repository)}
+    return Inventory(catalogue, links, trees, records)
+
+
+def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
+    """What nobody asks for, as far as the survey proves it; trees count as asked for while any link leads to them."""
+    reasons: dict[str, str] = {}
+    undecided: set[str] = set()
+    wanted = {each.link: each for each in survey.targets if isinstance(each, Target)}
+    broken = {each.target.link for each in survey.targets if isinstance(each, Failed)}
+    for link, line in inventory.catalogue.items():
+        if link not in inventory.links:
+            continue
+        target = wanted.get(link)
+        if target is not None:
+            answer = survey.answers.get(target.name)
+            if isinstance(answer, Gone):
+                reasons[link] = "its registry has no such image any more"
+            continue
+        name = _name(line)
+        if link in broken or name is None or any(matches(wish, name) for wish in survey.unlisted):
+            undecided.add(link)
+        else:
+            reasons[link] = _reason(name, survey, wishes)
+    linked = set(inventory.links.values())
+    for tree in inventory.trees - linked:
+        published = tree in inventory.records
+        reasons[tree] = "no link leads to it" if published else "was never finished, and no link leads to it"
+    return Orphans(reasons, frozenset(undecided))
+
+
+def _reason(name: ImageName, survey: Survey, wishes: ImageList) -> str:
+    """Why a link is not among the targets."""
+    for wish in survey.expired:
+        if matches(wish, name):
+            return f"the wish for it expired on {wish.expires}"
+    if any(wish.tags is not None and matches(wish, name) for wish in wishes.wishes):
+        return "its tag is not among those that the list selects any more"
+    return "the list does not ask for it any more"
+
+
+def _name(line: CatalogueEntry) -> ImageName | None:
+    try:
+        return parse_image(line.image)
+    except InvalidReference:
+        return None
+
+
+def retirement(
+    found: Orphans,
+    known: Mapping[str, Orphan],
+    inventory: Inventory,
+    *,
+    now: datetime,
+    grace: timedelta,
+    max_fraction: float,
+    force: bool = False,
+) -> RetirePlan:
+    """Decide what goes now.
+
+    Args:
+        found: What nobody asks for now.
+        known: Since when; an orphan that is not in it has just become one.
+        inventory: Of the repository.
+        now: The time.
+        grace: How long an orphan stays.
+        max_fraction: Of all links, and of all trees: more than that never go at once,
+        force: unless this is set.
+    """
+    due: list[Retirement] = []
+    waiting: list[Retirement] = []
+    for path, reason in sorted(found.reasons.items()):
+        orphan = known.get(path) or Orphan(reason, now, timedelta(0))
+        line = inventory.catalogue.get(path)
+        retired = Retirement(
+            path, inventory.links.get(path), line.image if line else None, reason, orphan.since,
+            now + max(timedelta(0), grace - orphan.age),
+        )  # fmt: skip
+        (due if orphan.age >= grace else waiting).append(retired)
+    links = tuple(each for each in due if each.target is not None)
+    trees = [each for each in due if each.target is None]
+    trees.extend(_left_alone(links, inventory))
+    plan = RetirePlan(links, tuple(sorted(trees, key=lambda each: each.path)), tuple(waiting))
+    refused = None if force else _too_many(plan, inventory, max_fraction)
+    return plan if refused is None else RetirePlan((), (), (*plan.links, *plan.trees, *waiting), refused)
+
+
+def _left_alone(links: Iterable[Retirement], inventory: Inventory) -> Iterable[Retirement]:
+    """The trees that no link leads to when these are gone: they have waited with them."""
+    going = {each.path for each in links}
+    staying = {tree for link, tree in inventory.links.items() if link not in going}
+    seen: set[str] = set()
+    for each in links:
+        tree = each.target
+        if tree is not None and tree not in staying and tree not in seen and tree in inventory.trees:
+            seen.add(tree)
+            yield Retirement(tree, None, None, f"only {each.path} led to it", each.since, each.due)
+
+
+def _too_many(plan: RetirePlan, inventory: Inventory, max_fraction: float) -> str | None:
+    for what, going, there in (
+        ("links", len(plan.links), len(inventory.catalogue)),
+        ("trees", len(plan.trees), len(inventory.trees)),
+    ):
+        if going > max_fraction * there:
+            return (
+                f"{going} of {there} {what} would go, more than retire.max_fraction ({max_fraction:g}) allows;"
+                " see with --dry-run that this is meant, then use --force"
+            )
+    return None
+
+
+def takedown(wishes: ImageList, inventory: Inventory) -> RetirePlan:
+    """What the list blocks and is published: it goes at once."""
+    links: list[Retirement] = []
+    blocked_trees: dict[str, str] = {}
+    for tree, digest in inventory.records.items():
+        entry = wishes.block(None, digest)
+        if entry is not None:
+            blocked_trees[tree] = f"blocked: {entry.reason}"
+    for link, line in sorted(inventory.catalogue.items()):
+        if link not in inventory.links:
+            continue
+        tree = inventory.links[link]
+        entry = wishes.block(_name(line), _digest(line.digest), _digest(line.source_digest))
+        if entry is not None or tree in blocked_trees:
+            reason = f"blocked: {entry.reason}" if entry is not None else blocked_trees[tree]
+            links.append(Retirement(link, tree, line.image, reason, None, None))
+    alone = {each.path for each in _left_alone(links, inventory)}
+    linked = {tree for link, tree in inventory.links.items() if link not in {each.path for each in links}}
+    trees = {tree: reason for tree, reason in blocked_trees.items() if tree not in linked}
+    trees |= {each.target: each.reason for each in links if each.target is not None and each.target in alone}
+    return RetirePlan(
+        tuple(links), tuple(Retirement(tree, None, None, reason, None, None) for tree, reason in sorted(trees.items()))
+    )
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except InvalidReference:
+        return None
+
+
+def carry_out(
+    repository: Repository, layout: Layout, plan: RetirePlan, *, batch: int, keep: Collection[str] = ()
+) -> tuple[Retirement, ...]:
+    """Remove what the plan says, so many at a time: links and their lines of the catalogue, then records, then trees.
+
+    Args:
+        repository: Where.
+        layout: Of the catalogue.
+        plan: What.
+        batch: How many links, or trees, in one go.
+        keep: Trees that are in use, whatever the plan says.
+
+    Returns:
+        What has gone. What has changed since the plan was made stays.
+
+    Raises:
+        UsageError: The plan was refused.
+        RepositoryError: What had gone before has gone.
+    """
+    if plan.refused is not None:
+        raise UsageError(f"nothing is retired: {plan.refused}")
+    gone: list[Retirement] = []
+    for links in _batches(plan.links, batch):
+        gone.extend(_remove_links(repository, layout, links))
+    for trees in _batches([each for each in plan.trees if each.path not in keep], batch):
+        gone.extend(_remove_trees(repository, trees))
+    return tuple(gone)
+
+
+def _remove_links(repository: Repository, layout: Layout, links: Sequence[Retirement]) -> list[Retirement]:
+    there = dict(all_links(repository))
+    going = [each for each in links if there.get(each.path) == each.target]
+    if going:
+        catalogue = dict(read_catalogue(repository, layout))
+        with repository.transaction(f"retire {len(going)} links") as transaction:
+            for each in going:
+                transaction.remove(each.path)
+                catalogue.pop(each.path, None)
+            write_catalogue(transaction, catalogue)
+        for each in going:
+            log.info("retired link=%s image=%s reason=%s", each.path, each.image, each.reason)
+    return going
+
+
+def _remove_trees(repository: Repository, trees: Sequence[Retirement]) -> list[Retirement]:
+    """Without its record a tree is nothing, so that goes first."""
+    linked = set(dict(all_links(repository)).values())
+    going = [each for each in trees if each.path not in linked]
+    if going:
+        with repository.transaction(f"retire {len(going)} trees") as transaction:
+            for each in going:
+                key = key_of_tree(each.path)
+                if key is not None:
+                    transaction.remove(record_path(key))
+        repository.remove_trees([each.path for each in going])
+        for each in going:
+            log.info("retired tree=%s reason=%s", each.path, each.reason)
+    return going
+
+
+def _batches(items: Sequence[Retirement], size: int) -> Iterable[list[Retirement]]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch

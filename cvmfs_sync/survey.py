@@ -1,0 +1,253 @@
+"""What the image list means now: which links shall be there, and what each image is at its registry.
+
+A valid list goes in; targets and answers come out. An answer says what is proven: that an image is there, that it is
+gone, or neither. Only a registry's own word that there is no such manifest, or a whole list of tags without the tag, is
+proof that something is gone; a refused, failed or missing answer proves nothing, and retires nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
+
+from cvmfs_sync.context import Context
+from cvmfs_sync.errors import CvmfsSyncError, ImageError, ImageNotFound, ListError, RepositoryError, UsageError
+from cvmfs_sync.imagelist import ImageList, Wish
+from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
+from cvmfs_sync.resolve import expand, source_digest
+
+__all__ = [
+    "Answer", "Failed", "Gone", "Present", "Survey", "Target", "Unknown", "asking", "image_error", "matches", "survey",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+_ASKING = 8
+_NAME_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One link that shall be there."""
+
+    wish: Wish
+    name: ImageName
+    platform: Platform
+    link: str
+
+    def __str__(self) -> str:
+        return str(self.name) if self.platform == Platform() else f"{self.name} ({self.platform})"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Nothing could be decided, or done; what is published stays."""
+
+    target: Target
+    error: CvmfsSyncError
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The name means this manifest or index."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """It is proven that there is no such image."""
+
+    error: ImageNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Nobody can tell."""
+
+    error: ImageError
+
+
+Answer: TypeAlias = Present | Gone | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the list means.
+
+    Attributes:
+        targets: The links that shall be there, in the order of the list, one for each link; `Failed` where a wish's
+            tags are not known, or a link can't be made.
+        answers: For each name of a target.
+        expired: Wishes that have ended.
+        unlisted: Wishes whose tags could not be listed: any of them may be wished for.
+    """
+
+    targets: tuple[Target | Failed, ...]
+    answers: Mapping[ImageName, Answer]
+    expired: tuple[Wish, ...] = ()
+    unlisted: tuple[Wish, ...] = ()
+
+
+def survey(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) -> Survey:
+    """Ask the registries.
+
+    Args:
+        context: Nothing in it is changed.
+        wishes: A valid list.
+        only: Names to restrict the questions to.
+
+    Raises:
+        UsageError: A name of `only` is not in the list, or not among the tags that it selects.
+        ListError: Two wishes claim one link.
+    """
+    current = list(wishes.wished_on(context.now().date()).wishes)
+    expired = tuple(wish for wish in wishes.wishes if wish not in current)
+    if only:
+        _require_listed(only, current, expired)
+        current = [wish for wish in current if any(matches(wish, name) for name in only)]
+    with asking() as executor:
+        expanded = list(executor.map(lambda wish: _targets(context, wish), current))
+        targets = _distinct([target for group, _ in expanded for target in group if not only or _asked(target, only)])
+        if only:
+            _require_selected(only, targets)
+        names = list(dict.fromkeys(target.name for target in targets if isinstance(target, Target)))
+        context.progress.start("asking registries", len(names))
+        answers = dict(zip(names, executor.map(lambda name: _ask(context, name), names), strict=True))
+    unlisted = tuple(wish for wish, (_, listed) in zip(current, expanded, strict=True) if not listed)
+    return Survey(tuple(targets), answers, expired, unlisted)
+
+
+def asking() -> ThreadPoolExecutor:
+    """Threads to ask several registries at once."""
+    return ThreadPoolExecutor(_ASKING, thread_name_prefix="ask")
+
+
+def _targets(context: Context, wish: Wish) -> tuple[tuple[Target | Failed, ...], bool]:
+    """The links of one wish, of which its first platform has the plain one; and whether its tags could be listed."""
+    layout = context.recipe.layout
+    try:
+        names: Iterable[ImageName] = expand(wish, context.sources)
+    except Exception as error:  # noqa: BLE001 - see image_error
+        failed = Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), image_error(error, wish))
+        return (failed,), isinstance(error, ImageNotFound)
+    targets = (
+        Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
+        for name in names
+        for platform in wish.platforms
+    )
+    return tuple(target if _fits_file_system(target.link) else _too_long(target) for target in targets), True
+
+
+def _fits_file_system(link: str) -> bool:
+    return max(len(os.fsencode(part)) for part in link.split("/")) <= _NAME_MAX
+
+
+def _too_long(target: Target) -> Failed:
+    error = ImageError(
+        f"{target}: too long for the name of a link",
+        found=f"{len(target.link.rpartition('/')[2])} characters after the last '/'",
+        expected=f"at most {_NAME_MAX}",
+        todo="give the repository or the tag a shorter name",
+    )
+    return Failed(target, error)
+
+
+def _ask(context: Context, name: ImageName) -> Answer:
+    """What a name means now."""
+    try:
+        return Present(source_digest(name, context.sources))
+    except ImageNotFound as error:
+        return Gone(error)
+    except Exception as error:  # noqa: BLE001 - see image_error
+        return Unknown(image_error(error, name))
+    finally:
+        context.progress.advance(1)
+
+
+def image_error(error: Exception, what: object) -> ImageError:
+    """What ends one image and no more: a defect of ours that one odd image meets must not stop all the others."""
+    if isinstance(error, RepositoryError):
+        raise error
+    if isinstance(error, ImageError):
+        return error
+    log.debug("unexpected", exc_info=error)
+    return ImageError(
+        f"{what}: cvmfs-sync has a defect",
+        found=f"{type(error).__name__}: {str(error)[:500]}",
+        todo="report it, with the output of 'cvmfs-sync -vv sync' for this image; the other images are not concerned",
+    )
+
+
+def _distinct(targets: Sequence[Target | Failed]) -> list[Target | Failed]:
+    """One target for each link: of several wishes for one image, the one that names its tag speaks for it.
+
+    Raises:
+        ListError: Two images claim one link, or one link lies below the other.
+    """
+    claimed: dict[str, Target] = {}
+    for target in targets:
+        if isinstance(target, Failed):
+            continue
+        other = claimed.setdefault(target.link, target)
+        if (other.name, other.platform) != (target.name, target.platform):
+            raise _collision(other, target)
+        if other.wish.tags is not None and target.wish.tags is None:
+            claimed[target.link] = target
+    for link, target in claimed.items():
+        for above in accumulate(link.split("/")[:-1], "{}/{}".format):
+            if above in claimed:
+                raise _collision(claimed[above], target)
+    return [target for target in targets if isinstance(target, Failed) or claimed[target.link] is target]
+
+
+def _collision(one: Target, other: Target) -> ListError:
+    return ListError(
+        f"two images claim the link {one.link}",
+        found=f"{one} (line {one.wish.line}) and {other} (line {other.wish.line})",
+        expected="one of them",
+        todo="remove one from the list, or use layout 'unpacked', whose links name the registry",
+    )
+
+
+def _require_listed(only: Sequence[ImageName], current: Sequence[Wish], expired: Sequence[Wish]) -> None:
+    for name in only:
+        if any(matches(wish, name) for wish in current):
+            continue
+        for wish in expired:
+            if matches(wish, name):
+                raise UsageError(
+                    f"{name} is not wished for any more",
+                    found=f"line {wish.line} of the image list expired on {wish.expires}",
+                    todo="set a later date there",
+                )
+        raise UsageError(f"{name} is not in the image list", todo="add it to the list, or check its spelling")
+
+
+def _require_selected(only: Sequence[ImageName], targets: Sequence[Target | Failed]) -> None:
+    """Refuse a tag that a filter of the list matches, and that is not there, or older than those that it keeps."""
+    if any(isinstance(target, Failed) for target in targets):
+        return
+    for name in only:
+        if not any(isinstance(target, Target) and target.name == name for target in targets):
+            raise UsageError(
+                f"{name} is not among the tags that the image list selects now",
+                todo="compare the entry's 'tags' and 'keep' with the tags of the repository",
+            )
+
+
+def matches(wish: Wish, name: ImageName) -> bool:
+    """Whether a wish may ask for `name`; which tags its filter selects is only known when they are listed."""
+    if wish.tags is None:
+        return wish.name == name
+    if isinstance(name, Reference) and isinstance(wish.name, Reference):
+        return wish.name.name == name.name and name.tag is not None and wish.tags.matches(name.tag)
+    return False
+
+
+def _asked(target: Target | Failed, only: Sequence[ImageName]) -> bool:
+    return isinstance(target, Failed) or target.name in only
