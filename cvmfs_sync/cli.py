@@ -58,7 +58,9 @@ ImagesArgument = Annotated[
 ImageArgument = Annotated[
     str,
     typer.Argument(
-        metavar="IMAGE", help="An image reference such as alpine or ghcr.io/org/name:tag, or oci:DIR[:tag]."
+        metavar="IMAGE",
+        help="An image reference such as alpine or ghcr.io/org/name:tag, or oci:DIR[:tag], docker-archive:FILE[:tag],"
+        " docker-daemon:name[:tag], oras://registry/repository:tag.",
     ),
 ]
 _DEFAULT_CONFIG = Path("cvmfs-sync.yaml")
@@ -251,9 +253,9 @@ def _sync(
     longer asks for stays. Exit code 1 if an image failed, 3 if the repository or the machine stopped us.
     """
     from cvmfs_sync.cycle import sync
+    from cvmfs_sync.locking import instance
     from cvmfs_sync.render import print_report, report_document
     from cvmfs_sync.service import load_config, make_context, read_wishes
-    from cvmfs_sync.state import instance
 
     settings = load_config(config)
     wishes = read_wishes(settings)
@@ -284,6 +286,44 @@ def _run(config: ConfigOption = _DEFAULT_CONFIG) -> int:
         serve(load_config(config))
     log.info("stopped by SIGTERM")
     return 0
+
+
+@app.command("gc")
+def _gc(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would go and why, and change nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Retire more than retire.max_fraction at once.")] = False,
+    json_output: JsonOption = False,
+) -> int:
+    """Retire what the list has not asked for since the grace period.
+
+    Asks the registries first: only what is proven to be gone or not wished for goes. Exit code 1 if nothing is retired
+    because it would be too much, or the list asks for nothing.
+    """
+    from cvmfs_sync.collection import collect
+    from cvmfs_sync.locking import instance
+    from cvmfs_sync.render import collection_document, print_collection
+    from cvmfs_sync.service import load_config, make_context, make_rules, read_wishes
+    from cvmfs_sync.state import State
+
+    settings = load_config(config)
+    wishes = read_wishes(settings)
+    rules = make_rules(settings)
+    if dry_run:
+        with make_context(settings, State.snapshot(settings.state_dir)) as context:
+            report = collect(context, wishes, rules, force=force, dry_run=True)
+    else:
+        with instance(settings.state_dir), make_context(settings) as context:
+            report = collect(context, wishes, rules, force=force)
+    if json_output:
+        print_json(collection_document(report))
+    else:
+        print_collection(report)
+    if report.stopped is not None and json_output:
+        print_error(report.stopped)
+    return report.exit_code
 
 
 @app.command("status")
@@ -321,8 +361,8 @@ def _where(
 
     If it is not published, print where else to get it: docker://..., which Apptainer takes as well.
     """
+    from cvmfs_sync.inventory import published
     from cvmfs_sync.layout import runnable
-    from cvmfs_sync.publish import published
     from cvmfs_sync.service import load_config, make_recipe, make_repository
 
     settings = load_config(config)
@@ -369,7 +409,7 @@ def _unpack(
     """Unpack one image into a directory.
 
     Needs no repository and no configuration. DEST appears when it is whole; after an error nothing is there. Owners and
-    devices are kept when root unpacks.
+    devices are kept when root unpacks. A SIF file (oras://...) stays what it is: DEST becomes that file.
     """
     from cvmfs_sync.standalone import unpack
 

@@ -115,10 +115,12 @@ def _take_down(context: Context, wishes: ImageList) -> tuple[Retirement, ...]:
     going = takedown(wishes, take_inventory(context.repository, context.recipe.layout))
     if not going.links and not going.trees:
         return ()
-    gone = carry_out(context.repository, context.recipe.layout, going, batch=max(1, len(going.links), len(going.trees)))
+    gone, stopped = carry_out(context.repository, context.recipe.layout, going, batch=max(1, len(going.links)))
     now = context.now()
     for each in gone:
         context.state.record(each.path, each.image or each.path, "taken down", None, each.reason, now)
+    if stopped is not None:
+        raise stopped
     return gone
 
 

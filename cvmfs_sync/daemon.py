@@ -1,9 +1,9 @@
 """When to run and when to stop: the scheduled life of `cvmfs-sync run`.
 
-A schedule and a function that does one cycle go in; cycles happen, one at a time, until a signal says stop. APScheduler
-tells when a cycle is due, and the cycle itself runs here in the main thread, so that a signal interrupts it like any
-`sync`: its transaction is aborted and nothing is left. Due times that pass while a cycle runs are one cycle, not many.
-What a cycle does is not known here.
+Jobs with their schedules go in; they happen, one at a time, until a signal says stop. APScheduler tells when a job is
+due, and the job itself runs here in the main thread, so that a signal interrupts it like any `sync`: its transaction is
+aborted and nothing is left. Due times of a job that pass while any runs are one run of it, not many. What a job does is
+not known here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -21,35 +22,55 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from cvmfs_sync.units import Crontab
 
-__all__ = ["run_daemon", "trigger"]
+__all__ = ["Job", "run_daemon", "trigger"]
 
 log = logging.getLogger(__name__)
 
 
-def run_daemon(schedule: timedelta | Crontab, cycle: Callable[[], None]) -> None:
-    """Run a cycle now and whenever the schedule says; returns never, ends by an exception from a signal handler.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that is done again and again.
 
-    Args:
+    Attributes:
         schedule: An interval between beginnings, or a crontab line in local time.
-        cycle: Does one cycle; deals with its own errors.
+        run: Does it once; deals with its own errors.
+        at_once: Whether the first time is now.
     """
-    due: queue.Queue[None] = queue.Queue(maxsize=1)
 
-    def ring() -> None:
-        if due.full():
-            log.info("a cycle is due while one is waiting: they become one")
+    name: str
+    schedule: timedelta | Crontab
+    run: Callable[[], None]
+    at_once: bool = False
+
+
+def run_daemon(*jobs: Job) -> None:
+    """Run each job whenever its schedule says; returns never, ends by an exception from a signal handler.
+
+    Jobs that are due at the same time run in the order in which they fell due.
+    """
+    due: queue.Queue[Job] = queue.Queue()
+    waiting: set[str] = set()
+
+    def ring(job: Job) -> None:
+        if job.name in waiting:
+            log.info("a %s is due while one is waiting: they become one", job.name)
             return
-        due.put_nowait(None)
+        waiting.add(job.name)
+        due.put(job)
 
-    scheduler = BackgroundScheduler(timezone="UTC" if isinstance(schedule, timedelta) else None)
-    # A machine that slept through some due times has one cycle to catch up with, however late.
-    scheduler.add_job(ring, trigger(schedule), coalesce=True, max_instances=1, misfire_grace_time=None)
+    scheduler = BackgroundScheduler(timezone="UTC" if all(isinstance(j.schedule, timedelta) for j in jobs) else None)
+    for job in jobs:
+        # A machine that slept through some due times has one to catch up with, however late.
+        scheduler.add_job(ring, trigger(job.schedule), [job], coalesce=True, max_instances=1, misfire_grace_time=None)
     scheduler.start()
-    ring()
+    for job in jobs:
+        if job.at_once:
+            ring(job)
     try:
         while True:
-            due.get()
-            cycle()
+            job = due.get()
+            waiting.discard(job.name)
+            job.run()
     finally:
         scheduler.shutdown(wait=False)
 

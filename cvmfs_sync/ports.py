@@ -114,7 +114,7 @@ class Transaction(Protocol):
         """A directory of mode 0755, if it is not there, its parents made as needed."""
 
     def remove(self, path: str) -> None:
-        """Nothing at `path`; absence is fine. For files and links, and for directories with a few of them."""
+        """Nothing at `path`, and no directory above it that is empty then; absence is fine. For files and links."""
 
 
 class Repository(Protocol):

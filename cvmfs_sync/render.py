@@ -14,14 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.console import document, human_size, print_error, print_table, printable
-from cvmfs_sync.cycle import RESULTS, CycleReport
-from cvmfs_sync.plan import Failed, Plan, Publish, Relink, Step, Unchanged
+from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
+from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged
+from cvmfs_sync.retire import Retirement
 from cvmfs_sync.status import ImageStatus
+from cvmfs_sync.survey import Failed
 from cvmfs_sync.yamlfile import Problem
 
 __all__ = [
+    "collection_document",
     "plan_document",
+    "print_collection",
     "print_plan",
     "print_report",
     "print_status",
@@ -69,6 +74,59 @@ def print_plan(decided: Plan) -> None:
     for step in decided.steps:
         if isinstance(step, Failed):
             print_error(step.error)
+
+
+def collection_document(report: CollectionReport) -> dict[str, Any]:
+    """What was retired, will be, or would be."""
+    gone = {each.path for each in report.gone}
+    plan = report.plan
+    return {
+        "exit_code": report.exit_code,
+        "dry_run": report.dry_run,
+        "seconds": round(report.seconds, 3),
+        "refused": plan.refused,
+        "stopped": document(report.stopped) if report.stopped else None,
+        "retire": [{**_retirement_document(each), "gone": each.path in gone} for each in (*plan.links, *plan.trees)],
+        "waiting": [_retirement_document(each) for each in plan.waiting],
+    }
+
+
+def _retirement_document(each: Retirement) -> dict[str, Any]:
+    return {
+        "kind": "tree" if each.target is None else "link",
+        "path": each.path,
+        "target": each.target,
+        "image": each.image,
+        "reason": each.reason,
+        "since": each.since.isoformat() if each.since else None,
+        "due": each.due.isoformat() if each.due else None,
+    }
+
+
+def print_collection(report: CollectionReport) -> None:
+    """A table of what goes and what waits, and why nothing goes if so."""
+    gone = {each.path for each in report.gone}
+    going = (*report.plan.links, *report.plan.trees)
+    rows = [("retired" if each.path in gone else "due", each) for each in going]
+    rows += [("waiting", each) for each in report.plan.waiting]
+    print_table(
+        ("state", "image or tree", "since", "goes", "reason"),
+        [
+            (
+                state,
+                each.image or each.path,
+                _minutes(each.since.isoformat() if each.since else None),
+                "now" if state != "waiting" else _minutes(each.due.isoformat() if each.due else None),
+                each.reason,
+            )
+            for state, each in rows
+        ],
+        caption=f"{len(gone)} retired, {len(going) - len(gone)} due, {len(report.plan.waiting)} waiting",
+    )
+    if report.plan.refused is not None:
+        sys.stderr.write(f"cvmfs-sync: nothing is retired: {report.plan.refused}\n")
+    if report.stopped is not None:
+        print_error(report.stopped)
 
 
 def print_status(root: Path, statuses: Sequence[ImageStatus]) -> None:
@@ -141,23 +199,29 @@ def report_document(report: CycleReport) -> dict[str, Any]:
                 "result": outcome.result,
                 "digest": str(outcome.digest) if outcome.digest else None,
                 "seconds": round(outcome.seconds, 3),
+                "made_of": outcome.made_of,
+                "written_files": outcome.written_files,
+                "written_bytes": outcome.written_bytes,
                 "error": document(outcome.error) if outcome.error else None,
             }
             for outcome in report.outcomes
         ],
+        "taken_down": [_retirement_document(each) for each in report.taken_down],
     }
 
 
 def print_report(report: CycleReport) -> None:
     """A table of what has changed, a summary, and every failure in full."""
     rows = [
-        (o.result, str(o.target), _short(str(o.digest) if o.digest else None), f"{o.seconds:.1f} s")
+        (o.result, str(o.target), _short(str(o.digest) if o.digest else None), _written(o), f"{o.seconds:.1f} s")
         for o in report.outcomes
         if o.result != "unchanged"
     ]
     if rows:
-        print_table(("result", "image", "digest", "time"), rows)
+        print_table(("result", "image", "digest", "written", "time"), rows)
     counts = Counter(outcome.result for outcome in report.outcomes)
+    for each in report.taken_down:
+        sys.stdout.write(printable(f"taken down: {each.image or each.path}: {each.reason}\n"))
     if report.recovered:
         sys.stdout.write(f"{report.recovered}\n")
     sys.stdout.write(", ".join(f"{counts[result]} {result}" for result in RESULTS) + f", {report.seconds:.1f} s\n")
@@ -166,6 +230,13 @@ def print_report(report: CycleReport) -> None:
             print_error(outcome.error)
     if report.stopped is not None:
         print_error(report.stopped)
+
+
+def _written(outcome: Outcome) -> str:
+    if outcome.result != "published":
+        return "-"
+    how = "whole" if outcome.made_of is None else "difference"
+    return f"{human_size(outcome.written_bytes)} ({how})"
 
 
 def status_document(root: Path, status: ImageStatus) -> dict[str, Any]:

@@ -11,12 +11,12 @@ leads to it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
-from cvmfs_sync.errors import InvalidReference, RepositoryUnavailable, UsageError
+from cvmfs_sync.errors import InvalidReference, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.inventory import Catalogue, CatalogueEntry, all_links, all_records, all_trees, read_catalogue
 from cvmfs_sync.layout import Layout, key_of_tree, record_path
@@ -251,8 +251,8 @@ def _digest(text: str) -> Digest | None:
 
 
 def carry_out(
-    repository: Repository, layout: Layout, plan: RetirePlan, *, batch: int, keep: Collection[str] = ()
-) -> tuple[Retirement, ...]:
+    repository: Repository, layout: Layout, plan: RetirePlan, *, batch: int
+) -> tuple[tuple[Retirement, ...], RepositoryError | None]:
     """Remove what the plan says, so many at a time: links and their lines of the catalogue, then records, then trees.
 
     Args:
@@ -260,34 +260,35 @@ def carry_out(
         layout: Of the catalogue.
         plan: What.
         batch: How many links, or trees, in one go.
-        keep: Trees that are in use, whatever the plan says.
 
     Returns:
-        What has gone. What has changed since the plan was made stays.
-
-    Raises:
-        UsageError: The plan was refused.
-        RepositoryError: What had gone before has gone.
+        What has gone, and what ended it early. What has changed since the plan was made stays.
     """
-    if plan.refused is not None:
-        raise UsageError(f"nothing is retired: {plan.refused}")
     gone: list[Retirement] = []
-    for links in _batches(plan.links, batch):
-        gone.extend(_remove_links(repository, layout, links))
-    for trees in _batches([each for each in plan.trees if each.path not in keep], batch):
-        gone.extend(_remove_trees(repository, trees))
-    return tuple(gone)
+    try:
+        for links in _batches(plan.links, batch):
+            gone.extend(_remove_links(repository, layout, links))
+        for trees in _batches(plan.trees, batch):
+            gone.extend(_remove_trees(repository, trees))
+    except RepositoryError as error:
+        return tuple(gone), error
+    return tuple(gone), None
 
 
 def _remove_links(repository: Repository, layout: Layout, links: Sequence[Retirement]) -> list[Retirement]:
     there = dict(all_links(repository))
     going = [each for each in links if there.get(each.path) == each.target]
     if going:
-        catalogue = dict(read_catalogue(repository, layout))
+        paths = {each.path for each in going}
+        # A line whose link has gone is what an interrupted retirement left.
+        catalogue = {
+            link: line
+            for link, line in read_catalogue(repository, layout).items()
+            if link in there and link not in paths
+        }
         with repository.transaction(f"retire {len(going)} links") as transaction:
-            for each in going:
-                transaction.remove(each.path)
-                catalogue.pop(each.path, None)
+            for path in sorted(paths):
+                transaction.remove(path)
             write_catalogue(transaction, catalogue)
         for each in going:
             log.info("retired link=%s image=%s reason=%s", each.path, each.image, each.reason)

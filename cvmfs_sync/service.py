@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cvmfs_sync.collection import Rules
 from cvmfs_sync.config import Config, RegistryOptions, load
 from cvmfs_sync.console import Bars
+from cvmfs_sync.context import Context
 from cvmfs_sync.fetch import Spool
 from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.index import IndexCache
 from cvmfs_sync.layout import Layout
 from cvmfs_sync.listsource import read_list
-from cvmfs_sync.plan import Context
 from cvmfs_sync.ports import Repository
-from cvmfs_sync.publish import Recipe
-from cvmfs_sync.registry import LayoutSource, RegistrySettings, RegistrySource
+from cvmfs_sync.prepare import Recipe
+from cvmfs_sync.registry import (
+    ArchiveSource,
+    EngineSource,
+    LayoutSource,
+    RegistryMemory,
+    RegistrySettings,
+    RegistrySource,
+)
 from cvmfs_sync.repository import CvmfsRepository, DirectoryRepository
 from cvmfs_sync.resolve import Sources
 from cvmfs_sync.state import State
 from cvmfs_sync.tar import Limits
 
-__all__ = ["load_config", "make_context", "make_recipe", "make_repository", "now", "read_wishes"]
+__all__ = ["load_config", "make_context", "make_recipe", "make_repository", "make_rules", "now", "read_wishes"]
 
 
 def load_config(path: Path) -> Config:
@@ -58,6 +67,12 @@ def make_recipe(config: Config) -> Recipe:
     )
 
 
+def make_rules(config: Config) -> Rules:
+    """When what nobody asks for goes."""
+    retire = config.retire
+    return Rules(retire.grace_period, retire.batch, retire.max_fraction, retire.repository_gc)
+
+
 def make_repository(config: Config) -> Repository:
     """Where images are published."""
     options = config.repository
@@ -74,17 +89,29 @@ def make_repository(config: Config) -> Repository:
 
 
 @contextmanager
-def make_context(config: Config, state: State | None = None) -> Iterator[Context]:
-    """All that a cycle works with; `state` is closed with the rest."""
+def make_context(config: Config, state: State | None = None, memory: RegistryMemory | None = None) -> Iterator[Context]:
+    """All that a cycle works with.
+
+    Args:
+        config: From `load_config`.
+        state: The state database if None; closed with the rest.
+        memory: What outlives the cycle of what is learnt about registries; nothing if None.
+    """
     settings = {host: _settings(options) for host, options in config.registries.items()}
     with ExitStack() as stack:
         state = stack.enter_context(state or State(config.state_dir))
-        registry = RegistrySource(settings, default=_settings(RegistryOptions()))
+        registry = RegistrySource(settings, default=_settings(RegistryOptions()), memory=memory)
         stack.callback(registry.close)
+        recipe = make_recipe(config)
+        archive = ArchiveSource(config.spool_dir, recipe.limits)
+        stack.callback(archive.close)
+        engine = EngineSource(config.spool_dir, _engine(config, os.environ), recipe.limits)
+        stack.callback(engine.close)
         bars = stack.enter_context(Bars())
         yield Context(
-            make_repository(config), Sources(registry, LayoutSource()), make_recipe(config), state,
-            Spool(config.spool_dir), now, bars,
+            make_repository(config), Sources(registry, LayoutSource(), archive, engine), recipe, state,
+            Spool(config.spool_dir, config.spool_limit),
+            IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"), now, bars,
         )  # fmt: skip
 
 
@@ -93,5 +120,14 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def _engine(config: Config, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment that tells which engine is meant, with what the configuration says of it."""
+    return {**environment, "DOCKER_HOST": config.docker_host} if config.docker_host else environment
+
+
 def _settings(options: RegistryOptions) -> RegistrySettings:
-    return RegistrySettings(options.insecure, options.requests_per_second, options.concurrency)
+    return RegistrySettings(
+        options.insecure, options.requests_per_second, options.concurrency,
+        options.credentials, options.ca_file, options.mirrors, options.ratelimit_floor,
+        options.foreign_layers,
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from apscheduler.triggers.base import BaseTrigger
 
-from cvmfs_sync.daemon import run_daemon, trigger
+from cvmfs_sync.daemon import Job, run_daemon, trigger
 from cvmfs_sync.units import Crontab
 from tests.support import Image, file, layer, write_layout
 from tests.support.commands import cli_command, run_cli
@@ -65,7 +65,7 @@ def test_a_cycle_runs_at_once_and_then_by_the_schedule() -> None:
             raise _Stop
 
     with pytest.raises(_Stop):
-        run_daemon(timedelta(seconds=0.05), cycle)
+        run_daemon(Job("cycle", timedelta(seconds=0.05), cycle, at_once=True))
     assert cycles == [0, 1, 2]
 
 
@@ -85,7 +85,7 @@ def test_due_times_during_a_cycle_become_one_cycle(caplog: pytest.LogCaptureFixt
         raise AssertionError("due times pile up")
 
     with pytest.raises(_Stop):
-        run_daemon(timedelta(seconds=0.05), cycle)
+        run_daemon(Job("cycle", timedelta(seconds=0.05), cycle, at_once=True))
     assert cycles == [0, 1]
 
 
@@ -200,6 +200,7 @@ def test_a_defect_in_one_cycle_leaves_the_next(
     from cvmfs_sync import serving
     from cvmfs_sync.config import load
     from cvmfs_sync.metrics import Metrics
+    from cvmfs_sync.registry import RegistryMemory
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
@@ -208,7 +209,7 @@ def test_a_defect_in_one_cycle_leaves_the_next(
     (tmp_path / "cvmfs-sync.yaml").touch()
     monkeypatch.setattr(serving, "sync", broken)
     metrics = Metrics()
-    serving._daemon_cycle(load(tmp_path / "cvmfs-sync.yaml", {}), metrics, [])
+    serving._daemon_cycle(load(tmp_path / "cvmfs-sync.yaml", {}), metrics, RegistryMemory(), [])
     assert metrics.registry.get_sample_value("cvmfs_sync_cycles_total", {"result": "stopped"}) == 1
     assert "please report" in caplog.text
     assert "ZeroDivisionError" in caplog.text

@@ -29,7 +29,7 @@ from cvmfs_sync.ports import Clone, Costs, Traits
 from cvmfs_sync.removal import remove_tree
 from cvmfs_sync.repository.commands import Completed, run, still_running
 from cvmfs_sync.repository.failures import failure_of
-from cvmfs_sync.repository.files import make_parents, write_new
+from cvmfs_sync.repository.files import make_parents, remove_empty_parents, write_new
 from cvmfs_sync.repository.journal import Journal, LockId, Note, lock_id
 from cvmfs_sync.repository.patience import pauses
 from cvmfs_sync.rootfs import os_errors
@@ -393,7 +393,8 @@ class CvmfsTransaction:
 
     def remove(self, path: str) -> None:
         """See `ports.Transaction`."""
-        remove_tree(self._root / path)
+        (self._root / path).unlink(missing_ok=True)
+        remove_empty_parents(self._root, path)
 
     def write(self, path: str, content: bytes) -> None:
         """See `ports.Transaction`."""

@@ -25,7 +25,14 @@ from cvmfs_sync.locking import locked_directory
 from cvmfs_sync.ports import Clone, Costs, Traits
 from cvmfs_sync.removal import remove_tree
 from cvmfs_sync.repository.cloning import link_tree
-from cvmfs_sync.repository.files import exchange, make_parents, sync_directory, sync_file_system, write_new
+from cvmfs_sync.repository.files import (
+    exchange,
+    make_parents,
+    remove_empty_parents,
+    sync_directory,
+    sync_file_system,
+    write_new,
+)
 from cvmfs_sync.repository.patience import pauses
 from cvmfs_sync.rootfs import os_errors
 
@@ -212,9 +219,8 @@ class DirectoryTransaction:
         for staged, path in [*self._trees, *self._others]:
             final = make_parents(self._root, path)
             if staged is None:
-                if os.path.lexists(final):
-                    final.rename(self._next())
-                    sync_directory(final.parent)
+                final.unlink(missing_ok=True)
+                remove_empty_parents(self._root, path)
                 continue
             # A tree of an interrupted or foreign publish, or something else where a tree or a file shall be. Without
             # an exchange there is a moment in which neither is there.

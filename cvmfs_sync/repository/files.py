@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cvmfs_sync.errors import RepositoryUnavailable
 
-__all__ = ["exchange", "make_parents", "sync_directory", "sync_file_system", "write_new"]
+__all__ = ["exchange", "make_parents", "remove_empty_parents", "sync_directory", "sync_file_system", "write_new"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -36,6 +36,20 @@ def make_parents(root: Path, path: str) -> Path:
                     f"cannot make {path}", found=f"{current} is not a directory", todo="move it out of the way"
                 ) from None
     return current / name
+
+
+def remove_empty_parents(root: Path, path: str) -> None:
+    """Remove the directories above `path`, up to the root, that have nothing in them; survives a power cut."""
+    directory = (root / path).parent
+    while directory != root:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            break
+        directory = directory.parent
+    sync_directory(directory)
 
 
 def write_new(path: Path, content: bytes) -> None:
