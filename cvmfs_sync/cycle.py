@@ -15,15 +15,16 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import assert_never
 
+from cvmfs_sync.catalogue import CatalogueFile, LinkWish
 from cvmfs_sync.context import Context
 from cvmfs_sync.errors import CloneRefused, CvmfsSyncError, ImageError, NoSpace, NotAsMeant, RepositoryError
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.inventory import Published, find_tree, published, read_catalogue
+from cvmfs_sync.inventory import Published, find_tree, published
 from cvmfs_sync.pipeline import Job, pipeline
 from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged, catalogue_line, fair_order, plan, remember
 from cvmfs_sync.prepare import Prepared, Preparer
-from cvmfs_sync.publish import LinkChange, LinkWish, put_image, put_links
+from cvmfs_sync.publish import LinkChange, put_image, put_links
 from cvmfs_sync.reference import Digest, ImageName
 from cvmfs_sync.retire import Retirement, carry_out, orphans, take_inventory, takedown
 from cvmfs_sync.sandbox import GENERATION
@@ -152,12 +153,14 @@ class _Cycle:
     outcomes: list[Outcome] = field(default_factory=list)
     stopped: RepositoryError | None = None
     _preparer: Preparer = field(init=False)
+    _catalogue: CatalogueFile = field(init=False)
     _needed: dict[Digest, int] = field(init=False)
 
     def __post_init__(self) -> None:
         c = self.context
         shelf = Shelf(c.repository, c.tree_indexes)
         self._preparer = Preparer(c.repository, c.sources, c.spool, c.recipe, c.layer_indexes, shelf)
+        self._catalogue = CatalogueFile(c.repository, c.recipe.layout)
         self._needed = _users(self.decided.steps)
 
     def run(self) -> None:
@@ -181,6 +184,8 @@ class _Cycle:
         # What costs next to nothing does not wait for what may take hours.
         self._relink(ready)
         self._publish_all(fair_order(self.decided.steps), followers)
+        if self._catalogue.behind and self.stopped is None:
+            self._catch_up()
         if self.stopped is None:
             self.context.spool.clear()
 
@@ -205,6 +210,13 @@ class _Cycle:
                         assert first.image is not None  # noqa: S101 - that is what a follower is
                         left.append(Publish(first.target, first.image, None, first.reason))
             todo = left
+
+    def _catch_up(self) -> None:
+        """Write the lines that the last transactions left out."""
+        try:
+            put_links(self.context.repository, (), self._catalogue)
+        except RepositoryError as failure:
+            self.stopped = failure
 
     def _replaced(self, target: Target) -> str | None:
         there = published(self.context.repository, self.context.recipe.layout, target.link)
@@ -275,14 +287,20 @@ class _Cycle:
             self._preparer.choose_again(ready, job.replaces)
         context.progress.start(f"publishing {step.target}", ready.choice.difference.totals.bytes)
         try:
-            return put_image(context.repository, context.recipe, ready, links, context.now(), context.progress)
+            return self._put_now(ready, links)
         except (CloneRefused, NotAsMeant) as failure:
             if ready.choice.relative is None:
                 raise
             log.warning("%s is published whole: %s", step.target, failure)
         self._preparer.choose_again(ready, None, whole=True)
         context.progress.start(f"publishing {step.target}", ready.choice.difference.totals.bytes)
-        return put_image(context.repository, context.recipe, ready, links, context.now(), context.progress)
+        return self._put_now(ready, links)
+
+    def _put_now(self, ready: Prepared, links: Sequence[LinkWish]) -> Published:
+        context = self.context
+        return put_image(
+            context.repository, context.recipe, ready, links, self._catalogue, context.now(), context.progress
+        )
 
     def _relink(self, steps: Sequence[Relink]) -> None:
         """Point links at published trees, all in one transaction."""
@@ -290,7 +308,7 @@ class _Cycle:
             return
         started = time.monotonic()
         context, layout = self.context, self.context.recipe.layout
-        catalogue = read_catalogue(context.repository, layout)
+        catalogue = self._catalogue.lines
         changes: list[LinkChange] = []
         outcomes: list[Outcome] = []
         for step in steps:
@@ -309,7 +327,7 @@ class _Cycle:
             outcomes.append(Outcome(step.target, "linked", step.digest))
         try:
             if changes:
-                put_links(context.repository, layout, changes)
+                put_links(context.repository, changes, self._catalogue)
         except (ImageError, RepositoryError) as failure:
             outcomes = [replace(o, result="failed", error=failure) if o.result == "linked" else o for o in outcomes]
             if isinstance(failure, RepositoryError):

@@ -356,6 +356,10 @@ class IndexCache:
             if self._used is None or self._used > self._maximum:
                 self._used = self._make_room(path)
 
+    def drop(self, diff_id: Digest) -> None:
+        """Forget an index."""
+        self._path(diff_id).unlink(missing_ok=True)
+
     def _make_room(self, keep: Path) -> int:
         """Remove the files that were used longest ago until the rest fits; leftovers of killed writers, too.
 

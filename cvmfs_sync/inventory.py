@@ -29,9 +29,12 @@ __all__ = [
     "all_links",
     "all_records",
     "all_trees",
+    "derived_entry",
     "find_tree",
     "published",
     "read_catalogue",
+    "read_record",
+    "record_keys",
     "stored_catalogue",
 ]
 
@@ -114,28 +117,31 @@ def stored_catalogue(repository: Repository) -> Catalogue | None:
 
 def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, CatalogueEntry]]:
     """The catalogue's lines for all links to published trees, without what only the list knows."""
-    for link, path in all_links(repository):
-        key = layout.digest_of_tree(path)
-        tree = None if key is None else _by_key(repository, path, key)
+    for link, _ in all_links(repository):
+        tree = published(repository, layout, link)
         if tree is not None:
-            record = tree.record
-            yield (
-                link,
-                CatalogueEntry(
-                    image=layout.image(link) or str(record.get("reference")),
-                    digest=str(tree.digest),
-                    source_digest=str(record.get("source_digest")),
-                    platform=str(record.get("platform")),
-                    path=tree.path,
-                    size=int(record.get("size", 0)),
-                    entries=int(record.get("entries", 0)),
-                    published_at=str(record.get("published_at")),
-                ),
-            )
+            yield link, derived_entry(layout, link, tree)
+
+
+def derived_entry(layout: Layout, link: str, tree: Published) -> CatalogueEntry:
+    """The catalogue's line for a link to a published tree, without what only the list knows."""
+    record = tree.record
+    return CatalogueEntry(
+        image=layout.image(link) or str(record.get("reference")),
+        digest=str(tree.digest),
+        source_digest=str(record.get("source_digest")),
+        platform=str(record.get("platform")),
+        path=tree.path,
+        size=int(record.get("size", 0)),
+        entries=int(record.get("entries", 0)),
+        published_at=str(record.get("published_at")),
+    )
 
 
 def all_links(repository: Repository) -> Iterator[tuple[str, str]]:
-    """Every link that leads to where a tree of any layout would be, with that path; trees are not entered.
+    """Every link that leads to where a tree of any layout would be, or into it, with that path; trees are not entered.
+
+    Anybody's: another tool's may be absolute, by whatever name the repository is mounted.
 
     Raises:
         RepositoryUnavailable: A directory can't be read.
@@ -151,9 +157,16 @@ def all_links(repository: Repository) -> Iterator[tuple[str, str]]:
             except OSError:
                 continue
             link = posixpath.normpath(posixpath.join(relative, name))
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
-            if key_of_tree(path) is not None:
+            path = _tree_on_the_way(posixpath.normpath(posixpath.join(posixpath.dirname(link), target)))
+            if path is not None:
                 yield link, path
+
+
+def _tree_on_the_way(path: str) -> str | None:
+    parts = path.split("/")
+    starts = range(len(parts) - 2) if path.startswith("/") else (0,)
+    trees = ("/".join(parts[start : start + 3]) for start in starts)
+    return next((tree for tree in trees if key_of_tree(tree) is not None), None)
 
 
 def all_trees(repository: Repository) -> Iterator[str]:
@@ -171,29 +184,60 @@ def all_trees(repository: Repository) -> Iterator[str]:
                     yield path
 
 
-def all_records(repository: Repository) -> Iterator[Published]:
+def all_records(repository: Repository, *, lenient: bool = False) -> Iterator[Published]:
     """Every record, with the path at which its tree is or should be.
+
+    Args:
+        repository: Whose.
+        lenient: Whether to leave out records that make no sense. Who deletes by what is there must not.
 
     Raises:
         RepositoryUnavailable: A record or a directory of records can't be read, or a record makes no sense.
     """
+    for key in record_keys(repository):
+        paths = [Layout(layout).tree_of_key(key) for layout in LAYOUTS]
+        path = next((path for path in paths if (repository.root / path).is_dir()), paths[0])
+        try:
+            record = read_record(repository, path, key)
+        except ValueError as error:
+            if lenient:
+                continue
+            raise RepositoryUnavailable(
+                f"a record of {repository.root} makes no sense",
+                found=f"{record_path(key)}: {error}",
+                todo="'cvmfs-sync fsck --repair' removes it; the next sync publishes its image anew",
+            ) from error
+        if record is not None:
+            yield record
+
+
+def record_keys(repository: Repository) -> Iterator[str]:
+    """The `tree_key` of every record; other files among them are passed over.
+
+    Raises:
+        RepositoryUnavailable: A directory of records can't be read.
+    """
     for prefix in _names(repository.root / RECORDS):
         for name in _names(repository.root / RECORDS / prefix):
             key, dot, _ = name.partition(".json")
-            if not dot or record_path(key) != f"{RECORDS}/{prefix}/{name}":
-                continue
-            paths = [Layout(layout).tree_of_key(key) for layout in LAYOUTS]
-            path = next((path for path in paths if (repository.root / path).is_dir()), paths[0])
-            try:
-                yield _read_record(repository, path, key)
-            except OSError as error:
-                _unreadable(error)
-            except (ValueError, KeyError, TypeError, InvalidReference) as error:
-                raise RepositoryUnavailable(
-                    f"a record of {repository.root} makes no sense",
-                    found=f"{RECORDS}/{prefix}/{name}: {error}",
-                    todo="'cvmfs-sync fsck --repair' removes it; the next sync publishes its image anew",
-                ) from error
+            if dot and record_path(key) == f"{RECORDS}/{prefix}/{name}":
+                yield key
+
+
+def read_record(repository: Repository, path: str, key: str) -> Published | None:
+    """A record, of which `path` is the tree; None if it is not there.
+
+    Raises:
+        RepositoryUnavailable: It can't be read.
+        ValueError: It makes no sense.
+    """
+    try:
+        return _read_record(repository, path, key)
+    except OSError as error:
+        _unreadable(error)
+        return None
+    except (KeyError, TypeError, InvalidReference) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _names(directory: Path) -> list[str]:
@@ -231,4 +275,8 @@ def _read_record(repository: Repository, path: str, key: str) -> Published:
     generation = int(record["generation"])
     if tree_key(digest, generation) != key:
         raise ValueError(f"it is about {digest}")
+    sizes = [layer["size"] for layer in record.get("layers", ())]
+    for number in (record.get("size", 0), record.get("entries", 0), *sizes):
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"{number!r} is no size")
     return Published(digest, generation, path, record)

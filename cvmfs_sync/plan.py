@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cvmfs_sync.blocklist import Blocked
+from cvmfs_sync.catalogue import catalogue_entry
 from cvmfs_sync.context import Context
 from cvmfs_sync.errors import ImageError
 from cvmfs_sync.image import ResolvedImage
@@ -23,7 +24,6 @@ from cvmfs_sync.inventory import (
     read_catalogue,
     stored_catalogue,
 )
-from cvmfs_sync.publish import catalogue_entry
 from cvmfs_sync.reference import Digest, ImageName
 from cvmfs_sync.resolve import resolve
 from cvmfs_sync.sandbox import GENERATION

@@ -34,7 +34,7 @@ from cvmfs_sync.tree import Tree, merge, printable
 from cvmfs_sync.treeindex import tree_id, tree_index, without_hard_links
 from cvmfs_sync.writing import SANDBOX
 
-__all__ = ["Prepared", "Preparer", "Recipe", "kept_metadata"]
+__all__ = ["Prepared", "Preparer", "Recipe", "kept_metadata", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +127,15 @@ class Preparer:
                 for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
                 if known[diff_id] is None
             }
-            resources.enter_context(
-                self.spool.hold(each for each in spooled(image, self.sources) if each.digest in unknown)
-            )
+            wanted = [each for each in spooled(image, self.sources) if each.digest in unknown]
+            resources.enter_context(self.spool.hold(wanted, str(image.name)))
             layers = resources.enter_context(fetching(image, self.sources, self.spool, progress, ahead=tuple(unknown)))
             tree, indexes = self._tree(image, layers, known)
             content = contents(indexes)
             path = self.recipe.layout.tree(image.digest, GENERATION)
             likeness = sketch(tree, content)
             choice = self._choose(image, path, tree, content, likeness, replaces)
-            prepared = Prepared(image, tree, content, layers, choice, path, likeness, *_measure(tree), ExitStack())
+            prepared = Prepared(image, tree, content, layers, choice, path, likeness, *measure(tree), ExitStack())
             prepared.fetch_wanted()
             coming = Candidate(path, repository_of(image.name), _layer_sizes(image), likeness, "")
             self.shelf.announce(coming, tree_index(tree_id(path), tree, content))
@@ -185,9 +184,11 @@ class Preparer:
     def _choose(
         self, image: ResolvedImage, path: str, tree: Tree, content: Content, likeness: str, replaces: str | None
     ) -> Choice:
+        repository, layers = repository_of(image.name), _layer_sizes(image)
+        near = self.shelf.near(replaces=replaces, repository=repository, layers=layers, sketch=likeness)
         ranked = candidates(
-            (each for each in self.shelf.candidates() if each.path != path),
-            replaces=replaces, repository=repository_of(image.name), layers=_layer_sizes(image), sketch=likeness,
+            (each for each in near if each.path != path),
+            replaces=replaces, repository=repository, layers=layers, sketch=likeness,
         )  # fmt: skip
         first = ranked[0] if ranked else None
         return nearest(
@@ -215,7 +216,7 @@ def _layer_sizes(image: ResolvedImage) -> dict[str, int]:
     return {str(diff_id): layer.size for diff_id, layer in pairs}
 
 
-def _measure(tree: Tree) -> tuple[int, int]:
+def measure(tree: Tree) -> tuple[int, int]:
     """Bytes of regular files, hard links counted once, and the number of names."""
     size = entries = 0
     seen: set[int] = set()

@@ -13,28 +13,28 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cvmfs_sync import __version__
+from cvmfs_sync.catalogue import CatalogueFile, LinkWish, catalogue_entry
 from cvmfs_sync.diff import Make
 from cvmfs_sync.edit import TreeEditor, wanted_files
-from cvmfs_sync.errors import NotAsMeant
+from cvmfs_sync.errors import CloneRefused, NotAsMeant
 from cvmfs_sync.flatten import layers_ahead
-from cvmfs_sync.imagelist import Wish
-from cvmfs_sync.inventory import CATALOGUE_VERSION, Catalogue, CatalogueEntry, Published, find_tree, read_catalogue
-from cvmfs_sync.layout import CATALOGUE, Layout, record_path, relative_target, tree_key
+from cvmfs_sync.inventory import CatalogueEntry, Published, all_links, find_tree
+from cvmfs_sync.layout import Layout, record_path, relative_target, tree_key
 from cvmfs_sync.ports import Clone, Progress, Repository, Transaction
 from cvmfs_sync.prepare import Prepared, Recipe, kept_metadata
-from cvmfs_sync.reference import Digest, ImageName, Platform
+from cvmfs_sync.reference import Platform
 from cvmfs_sync.sandbox import GENERATION
 from cvmfs_sync.tar import Kind, Reader
 from cvmfs_sync.verify import verify
 from cvmfs_sync.writing import SANDBOX
 
-__all__ = ["LinkChange", "LinkWish", "catalogue_entry", "put_image", "put_links", "write_catalogue"]
+__all__ = ["LinkChange", "put_image", "put_links"]
 
 _RECORD_VERSION = 1
 _REPORTED = 5
@@ -49,26 +49,12 @@ class LinkChange:
     entry: CatalogueEntry
 
 
-@dataclass(frozen=True, slots=True)
-class LinkWish:
-    """A link that shall lead to the tree which is being published.
-
-    Attributes:
-        source: What the name meant at its registry.
-    """
-
-    link: str
-    name: ImageName
-    source: Digest
-    wish: Wish
-    platform: Platform
-
-
 def put_image(
     repository: Repository,
     recipe: Recipe,
     prepared: Prepared,
     links: Sequence[LinkWish],
+    catalogue: CatalogueFile,
     now: datetime,
     progress: Progress,
 ) -> Published:
@@ -79,6 +65,7 @@ def put_image(
         recipe: How.
         prepared: What; its blobs are on disk, because the transaction is open while they are read.
         links: The links that shall lead to it.
+        catalogue: Where their lines go.
         now: Time of publication.
         progress: Told the bytes that are written.
 
@@ -93,13 +80,13 @@ def put_image(
     _clear(repository, recipe.layout, prepared)
     if relative is not None and not (repository.root / path).parent.is_dir():
         with repository.transaction(f"make directories for {purpose}") as transaction:
-            _make_directories(repository, recipe.layout, transaction)
+            make_directories(repository, recipe.layout, transaction)
     clone = None if relative is None else Clone(relative, path)
     with repository.transaction(purpose, clone) as transaction:
         root = transaction.clone() if clone else transaction.create_tree(path)
         _write(root, repository, recipe, prepared, progress)
         _require_as_meant(root, repository, prepared)
-        _make_directories(repository, recipe.layout, transaction)
+        make_directories(repository, recipe.layout, transaction)
         record = _record(prepared, links[0].platform, now)
         transaction.write(record_path(tree_key(image.digest, GENERATION)), as_json(record))
         tree = Published(image.digest, GENERATION, path, record)
@@ -111,24 +98,37 @@ def put_image(
             )
             for each in links
         ]
-        _link(repository, recipe.layout, transaction, changes)
+        written = _link(repository, transaction, changes, catalogue)
+    catalogue.published(_lines(changes), written=written)
     return tree
 
 
-def put_links(repository: Repository, layout: Layout, changes: Sequence[LinkChange]) -> None:
-    """Point links at trees that are published, all in one transaction."""
+def put_links(repository: Repository, changes: Sequence[LinkChange], catalogue: CatalogueFile) -> None:
+    """Point links at trees that are published, and bring the catalogue up to date, all in one transaction.
+
+    Raises:
+        RepositoryError: See `Repository.transaction`.
+    """
     with repository.transaction(f"point {len(changes)} links at published images") as transaction:
-        _link(repository, layout, transaction, changes)
+        written = _link(repository, transaction, changes, catalogue, now=True)
+    catalogue.published(_lines(changes), written=written)
 
 
 def _clear(repository: Repository, layout: Layout, prepared: Prepared) -> None:
     """Remove what an interrupted publish left where a clone shall be.
 
     What users may be running from, because a link leads to it, is only replaced: by a tree that is written whole.
+
+    Raises:
+        CloneRefused: That is so.
     """
     if prepared.choice.relative is None or not os.path.lexists(repository.root / prepared.path):
         return
     if find_tree(repository, layout, prepared.image.digest) is None:
+        if prepared.path in dict(all_links(repository)).values():
+            raise CloneRefused(
+                f"a clone in {repository.root} would take the place of what a link leads to", found=prepared.path
+            )
         repository.remove_trees([prepared.path])
 
 
@@ -186,7 +186,7 @@ def _require_as_meant(root: Path, repository: Repository, prepared: Prepared) ->
         )
 
 
-def _make_directories(repository: Repository, layout: Layout, transaction: Transaction) -> None:
+def make_directories(repository: Repository, layout: Layout, transaction: Transaction) -> None:
     """Make what trees are in, for all trees to come: a clone needs its directory to be published before."""
     for marker in layout.markers():
         if not (repository.root / marker).exists():
@@ -196,43 +196,24 @@ def _make_directories(repository: Repository, layout: Layout, transaction: Trans
             transaction.make_directory(prefix)
 
 
-def catalogue_entry(
-    name: ImageName, source: Digest, tree: Published, wish: Wish, platform: Platform, at: str
-) -> CatalogueEntry:
-    """The catalogue's line for a link of `wish` to a published tree, there since `at`."""
-    return CatalogueEntry(
-        image=str(name),
-        digest=str(tree.digest),
-        source_digest=str(source),
-        platform=str(platform),
-        path=tree.path,
-        size=int(tree.record.get("size", 0)),
-        entries=int(tree.record.get("entries", 0)),
-        published_at=at,
-        description=wish.description,
-        contact=wish.contact,
-        definition=wish.definition,
-    )
-
-
-def _link(repository: Repository, layout: Layout, transaction: Transaction, changes: Sequence[LinkChange]) -> None:
-    catalogue = dict(read_catalogue(repository, layout))
+def _link(
+    repository: Repository,
+    transaction: Transaction,
+    changes: Sequence[LinkChange],
+    catalogue: CatalogueFile,
+    *,
+    now: bool = False,
+) -> bool:
+    """Make the links; whether the catalogue is written, too."""
     for change in changes:
         target = relative_target(change.link, change.tree)
         if _readlink(repository.root / change.link) != target:
             transaction.link(change.link, target)
-        catalogue[change.link] = change.entry
-    write_catalogue(transaction, catalogue)
+    return catalogue.put(transaction, _lines(changes), now=now)
 
 
-def write_catalogue(transaction: Transaction, catalogue: Catalogue) -> None:
-    """Replace `catalogue.json`."""
-    document = {
-        "version": CATALOGUE_VERSION,
-        "generator": f"cvmfs-sync {__version__}",
-        "images": {link: asdict(entry) for link, entry in sorted(catalogue.items())},
-    }
-    transaction.write(CATALOGUE, as_json(document))
+def _lines(changes: Sequence[LinkChange]) -> dict[str, CatalogueEntry]:
+    return {change.link: change.entry for change in changes}
 
 
 def _record(prepared: Prepared, platform: Platform, now: datetime) -> dict[str, Any]:

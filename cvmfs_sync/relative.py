@@ -27,6 +27,7 @@ __all__ = [
     "nearest",
     "similarity",
     "sketch",
+    "smallest",
     "whole_difference",
 ]
 
@@ -93,6 +94,12 @@ def _hashes(tree: Tree, content: Content) -> Iterable[bytes]:
             yield hashlib.blake2b(path + b"\0" + content(inode), digest_size=_HASH_BYTES).digest()
         elif kind is Kind.SYMLINK:
             yield hashlib.blake2b(path + b"\1" + inode.entry.link, digest_size=_HASH_BYTES).digest()
+
+
+def smallest(text: str) -> tuple[str, ...]:
+    """The first hashes of a sketch. Trees that have much in common share some of these."""
+    step = 2 * _HASH_BYTES
+    return tuple(text[start : start + step] for start in range(0, min(len(text) - step + 1, 16 * step), step))
 
 
 def similarity(one: str, other: str) -> float:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 
+from cvmfs_sync.catalogue import write_catalogue
 from cvmfs_sync.errors import InvalidReference, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.inventory import Catalogue, CatalogueEntry, all_links, all_records, all_trees, read_catalogue
 from cvmfs_sync.layout import Layout, key_of_tree, record_path
 from cvmfs_sync.ports import Repository
-from cvmfs_sync.publish import write_catalogue
 from cvmfs_sync.reference import Digest, ImageName, parse_image
 from cvmfs_sync.state import Orphan
 from cvmfs_sync.survey import Failed, Gone, Survey, Target, matches

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from itertools import islice
 
 from cvmfs_sync.diff import Content
 from cvmfs_sync.errors import InvalidReference
@@ -16,13 +17,14 @@ from cvmfs_sync.index import IndexCache, LayerIndex
 from cvmfs_sync.inventory import Published, all_records
 from cvmfs_sync.ports import Repository
 from cvmfs_sync.reference import ImageName, Reference, parse_image
-from cvmfs_sync.relative import Candidate
+from cvmfs_sync.relative import Candidate, smallest
 from cvmfs_sync.tree import Tree
 from cvmfs_sync.treeindex import read_tree, tree_id, tree_of
 
 __all__ = ["Shelf", "candidate_of", "repository_of"]
 
 log = logging.getLogger(__name__)
+_OF_EACH = 16  # candidates for each thing in common
 
 
 class Shelf:
@@ -36,20 +38,53 @@ class Shelf:
     def __init__(self, repository: Repository, indexes: IndexCache) -> None:
         self._repository = repository
         self._indexes = indexes
-        self._lock = threading.Lock()
-        self._published: dict[str, Candidate] | None = None
+        self._lock = threading.RLock()
+        self._candidates: dict[str, Candidate] | None = None
+        # Paths of candidates by what they may have in common with a new tree: comparing it with each of thousands would
+        # take longer than publishing it.
+        self._by_trait: dict[str, dict[str, None]] = {}
         self._coming: dict[str, LayerIndex] = {}
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        """All trees that are published or coming.
+    def near(self, *, replaces: str | None, repository: str, layers: Mapping[str, int], sketch: str) -> list[Candidate]:
+        """The trees, published or coming, that have anything in common with a new one that the records tell.
+
+        Args:
+            replaces: The tree that its link leads to now.
+            repository: The image's name without tag and digest.
+            layers: Compressed bytes of its layers by diff_id.
+            sketch: See `relative.sketch`.
 
         Raises:
             RepositoryUnavailable: The records can't be read.
         """
         with self._lock:
-            if self._published is None:
-                self._published = {each.path: candidate_of(each) for each in all_records(self._repository)}
-            return tuple(self._published.values())
+            everything = self._all()
+            # Of the many that share a small base layer, the latest must do.
+            found: dict[str, None] = {}
+            if replaces is not None and replaces in everything:
+                found[replaces] = None
+            for trait in [*sorted(layers, key=lambda layer: -layers[layer]), *smallest(sketch), repository]:
+                found.update(dict.fromkeys(islice(reversed(self._by_trait.get(trait, {})), _OF_EACH)))
+            return [everything[path] for path in found]
+
+    def _all(self) -> dict[str, Candidate]:
+        if self._candidates is None:
+            self._candidates = {}
+            published = (candidate_of(each) for each in all_records(self._repository, lenient=True))
+            for candidate in sorted(published, key=lambda each: each.published_at):
+                self._add(candidate)
+        return self._candidates
+
+    def _add(self, candidate: Candidate) -> None:
+        self._remove(candidate.path)
+        self._all()[candidate.path] = candidate
+        for trait in _traits(candidate):
+            self._by_trait.setdefault(trait, {})[candidate.path] = None
+
+    def _remove(self, path: str) -> None:
+        candidate = self._all().pop(path, None)
+        for trait in _traits(candidate) if candidate else ():
+            self._by_trait.get(trait, {}).pop(path, None)
 
     def load(self, path: str, *, thorough: bool) -> tuple[Tree, Content] | None:
         """A tree and the digests of its files; None if that can't be had.
@@ -73,16 +108,14 @@ class Shelf:
 
     def announce(self, candidate: Candidate, index: LayerIndex) -> None:
         """A tree is going to be published: whoever is prepared next may be made of it."""
-        self.candidates()
         with self._lock:
-            assert self._published is not None  # noqa: S101 - set by the call before
-            self._published[candidate.path] = candidate
+            self._add(candidate)
             self._coming[candidate.path] = index
 
     def is_published(self, path: str) -> bool:
         """Whether a tree is there, and not only going to be."""
         with self._lock:
-            return path not in self._coming and self._published is not None and path in self._published
+            return path not in self._coming and path in self._all()
 
     def published(self, path: str) -> None:
         """A tree that was announced is there."""
@@ -95,8 +128,11 @@ class Shelf:
         """A tree that was announced will not come, or one that was there has gone."""
         with self._lock:
             self._coming.pop(path, None)
-            if self._published is not None:
-                self._published.pop(path, None)
+            self._remove(path)
+
+
+def _traits(candidate: Candidate) -> tuple[str, ...]:
+    return (*candidate.layers, *smallest(candidate.sketch), candidate.repository)
 
 
 def candidate_of(tree: Published) -> Candidate:

@@ -162,6 +162,15 @@ class State:
             return Digest.parse(row[0]) if row else None
         return None
 
+    def manifests(self) -> frozenset[Digest]:
+        """All that names have meant, and all that was published, as far as that is remembered."""
+        rows = self._database.execute("SELECT digest FROM seen UNION SELECT digest FROM events WHERE digest NOT NULL")
+        found: set[Digest] = set()
+        for (digest,) in rows:
+            with suppress(InvalidReference):
+                found.add(Digest.parse(digest))
+        return frozenset(found)
+
     def last_seen(self, name: str, platform: str) -> datetime | None:
         """When the registry last answered for this name."""
         row = self._database.execute("SELECT at FROM seen WHERE name = ? AND platform = ?", (name, platform)).fetchone()
