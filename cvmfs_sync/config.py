@@ -114,6 +114,32 @@ def _registry_host(host: str) -> str:
     raise ValueError("expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000")
 
 
+def _mirror(value: object) -> str:
+    """`host[:port]`, or an http(s) URL of one, each with `/project` if the mirror wants that; without a final slash."""
+    expected = "expected a host, host:port or URL, such as https://cache.example.org or cache.example.org/project"
+    if not isinstance(value, str):
+        raise ValueError(f"{expected}; found {describe(value)}")
+    if "@" in value:
+        # Not shown: there may be a password in it.
+        raise ValueError(f"{expected}, without a user; give the mirror an entry of its own in 'registries'")
+    scheme, _, rest = value.rpartition("://")
+    host, _, project = rest.rstrip("/").partition("/")
+    try:
+        good = scheme in ("", "http", "https") and _registry_host(host) == host
+        good = good and (not project or Reference.parse(f"{host}/{project}/name").repository == f"{project}/name")
+    except (InvalidReference, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"{expected}; found {describe(value)}")
+    return value.rstrip("/")
+
+
+def _engine_host(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"unix:///\S+|tcp://[^\s/@]+:\d+", value):
+        raise ValueError(f"expected unix:///path/of/socket or tcp://host:port, found {describe(value)}")
+    return value
+
+
 def _text_schema(**keywords: object) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", **keywords})
 
@@ -195,7 +221,10 @@ class Retire(StrictModel):
         default=0.2,
         ge=0,
         le=1,
-        description="Of all published images: a cycle that would retire more retires none.",
+        description="Of all published images: a garbage collection that would retire more retires none.",
+    )
+    repository_gc: bool = Field(
+        default=False, description="cvmfs: run `cvmfs_server gc` after each garbage collection."
     )
 
 
@@ -221,6 +250,21 @@ class RegistryOptions(StrictModel):
     insecure: bool = Field(default=False, description="Plain HTTP.")
     requests_per_second: float = Field(default=20, gt=0)
     concurrency: int = Field(default=4, ge=1, description="Requests at the same time.")
+    credentials: AbsolutePath | None = Field(
+        default=None, description="File in the form of Docker's config.json, for this registry only."
+    )
+    ca_file: AbsolutePath | None = Field(
+        default=None, description="PEM file of the only CAs that may vouch for this host; by default the system's."
+    )
+    mirrors: Annotated[tuple[Annotated[str, PlainValidator(_mirror), _text_schema()], ...], Field(strict=False)] = (
+        Field(default=(), description="Pull-through caches to ask first, in order: host[:port] or URL.")
+    )
+    ratelimit_floor: int = Field(
+        default=0, ge=0, description="With so many pulls left or fewer, only what somebody waits for is pulled."
+    )
+    foreign_layers: bool = Field(
+        default=False, description="Fetch layers that the registry does not keep from the URLs that manifests name."
+    )
 
 
 class Metrics(StrictModel):
@@ -271,11 +315,17 @@ class Config(StrictModel):
     layout: Literal["unpacked", "osg"] = "unpacked"
     state_dir: AbsolutePath = Field(default=Path("state"), validate_default=True)
     spool_dir: AbsolutePath = Field(default=Path("spool"), validate_default=True)
+    spool_limit: Size | None = Field(
+        default=None, description="Bytes of layers in spool_dir at most, such as 50G; null for no limit."
+    )
     schedule: Schedule = Field(default={}, validate_default=True)
     retire: Retire = Field(default={}, validate_default=True)
     sandbox: Sandbox = Field(default={}, validate_default=True)
     registries: Mapping[Annotated[str, AfterValidator(_registry_host)], RegistryOptions] = Field(
         default={}, description="Options by host or host:port."
+    )
+    docker_host: Annotated[str, PlainValidator(_engine_host), _text_schema(pattern="^(unix|tcp)://")] | None = Field(
+        default=None, description="Engine of docker-daemon: images; by default $DOCKER_HOST, else Docker's socket."
     )
     metrics: Metrics = Field(default={}, validate_default=True)
     limits: Limits = Field(default={}, validate_default=True)

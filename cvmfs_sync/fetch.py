@@ -1,124 +1,57 @@
-"""Blobs into verified files.
+"""An image's layers as files, fetched in parallel while somebody reads the first of them.
 
-Descriptors go in, files whose size and digest have been checked come out. A blob is written under a temporary name and
-gets its own when it is whole and right, so a crash leaves nothing that anybody would read; an image's layers arrive in
-parallel, top layer first, which is the order in which flattening wants them.
+An image goes in, `Layer`s come out whose files are verified blobs of a `Spool`; they arrive top layer first, which is
+the order in which flattening wants them. Verifying, and room on the disk, are the spool's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import secrets
-import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from cvmfs_sync.errors import BlobMismatch, ImageError, InvalidManifest, NoSpace
 from cvmfs_sync.flatten import Layer
 from cvmfs_sync.image import Descriptor, ResolvedImage
 from cvmfs_sync.ports import Progress, Silent
-from cvmfs_sync.reference import Digest, ImageName
+from cvmfs_sync.reference import Digest
 from cvmfs_sync.resolve import Sources
-from cvmfs_sync.rootfs import os_errors
+from cvmfs_sync.spool import Spool
 
-__all__ = ["Spool", "fetching"]
+__all__ = ["Spool", "fetching", "spooled"]
 
-_PIECE = 1 << 20
-_RESERVE = 64 << 20
 _PARALLEL = 3
-
-
-class Spool:
-    """A directory of verified blobs, `blobs/<algorithm>/<hex>`, shared by the images of a cycle."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._blobs = directory / "blobs"
-        self._partial = directory / "partial"
-
-    def get(self, name: ImageName, descriptor: Descriptor, sources: Sources, progress: Progress) -> Path:
-        """A file with the blob's bytes, verified.
-
-        Raises:
-            BlobMismatch: Size or digest are not the descriptor's.
-            NoSpace: The file system can't hold it.
-            ImageError: The source failed.
-        """
-        what = f"{name}: blob {descriptor.digest}"
-        local = sources.local_blob(name, descriptor)
-        if local is not None:
-            try:
-                with local.open("rb") as stream:
-                    _check(what, iter(lambda: stream.read(_PIECE), b""), descriptor, None, progress)
-            except OSError as error:
-                raise ImageError(f"{what} can't be read", found=f"{error.strerror}: {local}") from error
-            return local
-        final = self._blobs / descriptor.digest.algorithm / descriptor.digest.hex
-        if final.is_file() and final.stat().st_size == descriptor.size:
-            progress.advance(descriptor.size)
-            return final
-        with os_errors(f"to the spool {self.directory}"):
-            self._partial.mkdir(parents=True, exist_ok=True)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._partial).free
-            if free < descriptor.size + _RESERVE:
-                raise NoSpace(
-                    f"no space left in the spool for {what}",
-                    found=f"{free} bytes free in {self.directory}",
-                    expected=f"at least {descriptor.size + _RESERVE} bytes: the blob's size and {_RESERVE} in reserve",
-                    todo="free space there, or set spool_dir to a larger file system",
-                )
-            unfinished = self._partial / f"{os.getpid()}-{secrets.token_hex(8)}"
-            descriptor_out = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with os.fdopen(descriptor_out, "wb", buffering=0) as out:
-                    _check(what, sources.blob(name, descriptor), descriptor, out.fileno(), progress)
-                unfinished.rename(final)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-        return final
-
-    def drop(self, digest: Digest) -> None:
-        """Remove a blob that no image of this cycle needs any more."""
-        (self._blobs / digest.algorithm / digest.hex).unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Remove all blobs, and what interrupted runs left; the caller is the spool's only user."""
-        shutil.rmtree(self._blobs, ignore_errors=True)
-        shutil.rmtree(self._partial, ignore_errors=True)
 
 
 @contextmanager
 def fetching(
-    image: ResolvedImage, sources: Sources, spool: Spool, progress: Progress | None = None
+    image: ResolvedImage,
+    sources: Sources,
+    spool: Spool,
+    progress: Progress | None = None,
+    *,
+    ahead: Collection[Digest] | None = None,
 ) -> Iterator[tuple[Layer, ...]]:
     """Fetch an image's layers in the background; yields them bottom to top.
 
-    A layer's `blob` waits for its file. Leaving the block early, and the first failure, stop all other downloads.
+    A layer's `blob` waits for its file, which stays until the block ends. Leaving the block early, and the first
+    failure, stop all other downloads. Where the spool has a limit, `hold` what will be fetched around this block.
+
+    Args:
+        image: Whose layers.
+        sources: Whom to ask.
+        spool: Where to put them.
+        progress: Told of each byte.
+        ahead: The layers to begin with at once; all if None. Another one is fetched when its `blob` is first called.
     """
-    downloads = _Downloads(progress or Silent())
-    blobs: dict[Digest, Future[Path]] = {}
-    for layer in image.manifest.layers:
-        if layer.urls and ("nondistributable" in layer.media_type or "foreign" in layer.media_type):
-            raise InvalidManifest(
-                f"{image.name}: layer {layer.digest} is not kept by the registry",
-                found="a non-distributable layer with 'urls'",
-                todo="build the image on a base whose layers may be distributed",
-            )
-    executor = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="fetch")
+    downloads = _Downloads(image, sources, spool, progress or Silent())
     try:
-        for layer in reversed(image.manifest.layers):
-            if layer.digest not in blobs:
-                blobs[layer.digest] = executor.submit(downloads.run, spool, image.name, layer, sources)
+        downloads.start_ahead([layer for layer in image.manifest.layers if ahead is None or layer.digest in ahead])
         yield tuple(
             Layer(
-                partial(downloads.result, blobs[layer.digest]),
+                partial(downloads.result, layer),
                 diff_id,
                 layer.size,
                 f"{image.name}: layer {number} ({str(layer.digest)[:19]})",
@@ -128,39 +61,13 @@ def fetching(
             )
         )
     finally:
-        downloads.stopped.set()
-        executor.shutdown(cancel_futures=True)
+        downloads.close()
 
 
-def _check(what: str, pieces: Iterator[bytes], descriptor: Descriptor, out: int | None, progress: Progress) -> None:
-    """Copy a blob to the descriptor `out`, counting and hashing; no more than its size is ever written."""
-    digest = hashlib.new(descriptor.digest.algorithm)
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > descriptor.size:
-            raise BlobMismatch(
-                f"{what} is larger than its manifest says",
-                found=f"at least {size} bytes",
-                expected=f"{descriptor.size}",
-            )
-        digest.update(piece)
-        if out is not None:
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(out, view) :]
-        progress.advance(len(piece))
-    if size != descriptor.size:
-        raise BlobMismatch(
-            f"{what} is cut short", found=f"{size} bytes", expected=f"{descriptor.size}", todo="push the image again"
-        )
-    if digest.hexdigest() != descriptor.digest.hex:
-        raise BlobMismatch(
-            f"{what} is damaged",
-            found=f"{descriptor.digest.algorithm}:{digest.hexdigest()}",
-            expected=str(descriptor.digest),
-            todo="push the image again; if it recurs, check the registry's storage",
-        )
+def spooled(image: ResolvedImage, sources: Sources) -> tuple[Descriptor, ...]:
+    """The layers that need room in a spool: all but those that the source has on this machine. Each once."""
+    layers = {layer.digest: layer for layer in image.manifest.layers}
+    return tuple(layer for layer in layers.values() if sources.local_blob(image.name, layer) is None)
 
 
 class _Stopped(Exception):
@@ -168,39 +75,58 @@ class _Stopped(Exception):
 
 
 class _Downloads:
-    """The downloads of one image, and a `Progress` that several of them may tell.
+    """The downloads of one image, and a `Progress` that several of them may tell."""
 
-    Attributes:
-        stopped: Set to end all of them at their next piece.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self.stopped = threading.Event()
-        self._failure: BaseException | None = None
+    def __init__(self, image: ResolvedImage, sources: Sources, spool: Spool, progress: Progress) -> None:
+        self._image = image
+        self._sources = sources
+        self._spool = spool
         self._progress = progress
+        self._stopped = threading.Event()
+        self._failure: BaseException | None = None
+        self._files: dict[Digest, Future[Path]] = {}
+        self._pins = ExitStack()
+        self._executor = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="fetch")
         self._lock = threading.Lock()
 
-    def run(self, spool: Spool, name: ImageName, descriptor: Descriptor, sources: Sources) -> Path:
-        """One download, in a thread of its own."""
-        try:
-            self.advance(0)
-            return spool.get(name, descriptor, sources, self)
-        except _Stopped:
-            raise
-        except BaseException as error:
-            with self._lock:
-                self._failure = self._failure or error
-            self.stopped.set()
-            raise
+    def start_ahead(self, layers: list[Descriptor]) -> None:
+        """Begin with these, in the background, top layer first."""
+        for layer in layers:
+            self._pin(layer)
+        # Those that the registry need not have come before all others: if one is refused, nothing is fetched in vain.
+        first = [layer for layer in layers if layer.foreign]
+        for layer in (*first, *reversed(layers)):
+            if layer.digest not in self._files:
+                self._files[layer.digest] = self._executor.submit(self._run, layer)
 
-    def result(self, download: Future[Path]) -> Path:
+    def result(self, layer: Descriptor) -> Path:
         """The file, when it is there; the first failure of all downloads if it is not."""
+        with self._lock:
+            file = self._files.get(layer.digest)
+            begin = file is None
+            if file is None:
+                file = self._files[layer.digest] = Future()
+        if begin:
+            # Here and not in the background, where others may stand before it.
+            try:
+                self._pin(layer)
+                file.set_result(self._run(layer))
+            except BaseException as error:  # noqa: BLE001 - raised below
+                file.set_exception(error)
         try:
-            return download.result()
+            return file.result()
         except (_Stopped, CancelledError):
             if self._failure is None:
                 raise
             raise self._failure from None
+
+    def close(self) -> None:
+        """End all downloads at their next piece, and wait for that; then their files may go."""
+        self._stopped.set()
+        self._executor.shutdown(cancel_futures=True)
+        with self._lock:
+            pins = self._pins.pop_all()
+        pins.close()
 
     def start(self, what: str, total: int) -> None:
         """See `ports.Progress`."""
@@ -209,7 +135,32 @@ class _Downloads:
 
     def advance(self, amount: int) -> None:
         """See `ports.Progress`; a download calls it with each piece, so here it is stopped."""
-        if self.stopped.is_set():
+        if self._stopped.is_set():
             raise _Stopped
         with self._lock:
             self._progress.advance(amount)
+
+    def _pin(self, layer: Descriptor) -> None:
+        """Keep the layer's file to the end; a source's own needs no keeping."""
+        if self._sources.local_blob(self._image.name, layer) is None:
+            pin = self._spool.pin(layer)
+            pin.__enter__()
+            with self._lock:
+                if not self._stopped.is_set():
+                    self._pins.push(pin)
+                    return
+            pin.__exit__(None, None, None)
+            raise _Stopped
+
+    def _run(self, layer: Descriptor) -> Path:
+        """One download."""
+        try:
+            self.advance(0)
+            return self._spool.get(self._image.name, layer, self._sources, self)
+        except _Stopped:
+            raise
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+            self._stopped.set()
+            raise

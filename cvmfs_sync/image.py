@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cvmfs_sync.errors import BlobMismatch, InvalidManifest, InvalidReference
-from cvmfs_sync.reference import Digest, ImageName, Platform
+from cvmfs_sync.reference import ArtifactReference, Digest, ImageName, Platform
 
 __all__ = [
     "ACCEPT",
@@ -26,9 +26,12 @@ __all__ = [
     "Index",
     "IndexEntry",
     "Manifest",
+    "ResolvedArtifact",
     "ResolvedImage",
+    "parse_artifact",
     "parse_config",
     "parse_document",
+    "parse_json",
     "verify",
 ]
 
@@ -55,6 +58,11 @@ _LAYER_TYPE = re.compile(f"({'|'.join(map(re.escape, _LAYER_TYPES))})([+.](gzip|
 MAX_DOCUMENT = 4 * 1024 * 1024
 MAX_LAYERS = 1024
 _ATTESTATION = "vnd.docker.reference.type"
+# The second is what Singularity 3.0 wrote, misspelt as it is.
+_SIF = "application/vnd.sylabs.sif.layer.v1.sif"
+_SIF_TYPES = frozenset({_SIF, "appliciation/vnd.sylabs.sif.layer.tar"})
+# What may be half a character, which can be written to no file.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 T = TypeVar("T")
 
 
@@ -66,6 +74,11 @@ class Descriptor:
     digest: Digest
     size: int
     urls: tuple[str, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a layer that a registry need not keep, since it is to be had elsewhere."""
+        return bool(self.urls) and ("nondistributable" in self.media_type or "foreign" in self.media_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,22 @@ class ResolvedImage:
         return sum(layer.size for layer in self.manifest.layers)
 
 
+@dataclass(frozen=True, slots=True)
+class ResolvedArtifact:
+    """What a name of a SIF file means now.
+
+    Attributes:
+        source_digest: What the registry answers for the name itself.
+        digest: The artifact manifest's.
+        sif: The file.
+    """
+
+    name: ArtifactReference
+    source_digest: Digest
+    digest: Digest
+    sif: Descriptor
+
+
 def verify(content: bytes, digest: Digest, what: str) -> bytes:
     """Return `content` if it has this digest.
 
@@ -166,6 +195,46 @@ def parse_document(content: bytes, digest: Digest, media_type: str | None, what:
     Raises:
         InvalidManifest: See the module.
     """
+    document, kind = _document(content, media_type, what)
+    return _index(document, digest, what) if kind in _INDEX_TYPES else _manifest(document, digest, what)
+
+
+def parse_artifact(content: bytes, digest: Digest, media_type: str | None, what: str) -> Index | Descriptor:
+    """Read the manifest of a SIF artifact, or an index of such, whose digest has been verified.
+
+    The configuration means nothing and is not looked at: tools write types of their own, or empty ones.
+
+    Args:
+        content: The document.
+        digest: Its digest.
+        media_type: As for `parse_document`.
+        what: Name for messages.
+
+    Returns:
+        The SIF file's descriptor, or the index.
+
+    Raises:
+        InvalidManifest: See the module; or it is no artifact that holds one SIF file and nothing else.
+    """
+    document, kind = _document(content, media_type, what)
+    if kind in _INDEX_TYPES:
+        return _index(document, digest, what)
+    config = _descriptor(_get(document, "config", dict, what), what)
+    layers = [_descriptor(item, what) for item in _list(document, "layers", dict, what)]
+    if len(layers) == 1 and layers[0].media_type in _SIF_TYPES:
+        return layers[0]
+    image = config.media_type in CONFIG_TYPES
+    types = ", ".join(sorted({layer.media_type[:200] for layer in layers})[:3])
+    raise InvalidManifest(
+        f"{what}: {'a container image' if image else 'an artifact'}, not a SIF file",
+        found=f"{len(layers)} layers of type {types}" if layers else "no layers",
+        expected=f"one of {_SIF}",
+        todo="name it without 'oras://'" if image else "have the SIF file pushed by 'apptainer push FILE oras://...'",
+    )
+
+
+def _document(content: bytes, media_type: str | None, what: str) -> tuple[Mapping[str, Any], str]:
+    """A manifest's or index's fields, and which of the two it is, by media type."""
     document = _load(content, what)
     outer = (media_type or "").partition(";")[0].strip().lower()
     inner = _get(document, "mediaType", str, what, default="")
@@ -184,10 +253,8 @@ def parse_document(content: bytes, digest: Digest, media_type: str | None, what:
         raise InvalidManifest(f"{what}: both an index and a manifest", expected="either 'manifests' or 'layers'")
     if not kind:
         kind = OCI_INDEX if "manifests" in document else OCI_MANIFEST
-    if kind in _INDEX_TYPES:
-        return _index(document, digest, what)
-    if kind in _MANIFEST_TYPES:
-        return _manifest(document, digest, what)
+    if kind in known:
+        return document, kind
     raise InvalidManifest(
         f"{what}: not a container image", found=f"media type {kind[:200]}", expected=", ".join(ACCEPT)
     )
@@ -251,10 +318,12 @@ def _manifest(document: Mapping[str, Any], digest: Digest, what: str) -> Manifes
         raise InvalidManifest(f"{what}: manifest without layers", expected="a list 'layers'")
     config = _descriptor(_get(document, "config", dict, what), what)
     if config.media_type not in CONFIG_TYPES:
+        sif = any(layer.get("mediaType") in _SIF_TYPES for layer in _list(document, "layers", dict, what))
         raise InvalidManifest(
             f"{what}: an artifact, not a container image",
             found=f"config of type {config.media_type[:200]}",
             expected=" or ".join(sorted(CONFIG_TYPES)),
+            todo="write 'oras://' before the name: it is a SIF file" if sif else None,
         )
     layers = tuple(_descriptor(item, what) for item in _list(document, "layers", dict, what))
     if len(layers) > MAX_LAYERS:
@@ -296,13 +365,26 @@ def _digest(text: object, what: str) -> Digest:
         raise InvalidManifest(f"{what}: {error.what}", found=error.found, expected=error.expected) from None
 
 
-def _load(content: bytes, what: str) -> Mapping[str, Any]:
+def parse_json(content: bytes, what: str) -> Any:
+    """Read a JSON document of bounded size in which no key stands twice.
+
+    Raises:
+        InvalidManifest: It is none.
+    """
     if len(content) > MAX_DOCUMENT:
         raise InvalidManifest(f"{what}: too large", found=f"{len(content)} bytes", expected=f"at most {MAX_DOCUMENT}")
     try:
-        document = json.loads(content, object_pairs_hook=_unique)
+        # Left to itself, `json` takes UTF-16 for JSON, too, which no other reader does.
+        document = json.loads(content.decode(), object_pairs_hook=_unique)
+        if _SURROGATE.search(content):
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidManifest(f"{what}: not JSON", found=str(error)[:200]) from None
+    return document
+
+
+def _load(content: bytes, what: str) -> Mapping[str, Any]:
+    document = parse_json(content, what)
     if not isinstance(document, dict):
         raise InvalidManifest(f"{what}: not a JSON object", found=type(document).__name__)
     return document

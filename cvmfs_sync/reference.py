@@ -1,4 +1,4 @@
-"""Names of images: registry references, OCI layouts, digests, platforms.
+"""Names of images: in registries, layouts, archives and engines; digests, platforms.
 
 A text from a command line, list or manifest goes in, a frozen value comes out; nothing raw travels further inside. The
 grammar is that of the reference library of CNCF Distribution (`distribution/reference`), with Docker's short forms.
@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cvmfs_sync.errors import InvalidReference
 
-__all__ = ["Digest", "ImageName", "LayoutReference", "Platform", "Reference", "parse_image"]
+__all__ = [
+    "ArchiveReference",
+    "ArtifactReference",
+    "Digest",
+    "EngineReference",
+    "ImageName",
+    "LayoutReference",
+    "Platform",
+    "Reference",
+    "parse_image",
+    "without_tag",
+]
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
@@ -29,6 +40,7 @@ _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _DOMAIN_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_DOMAIN_LABEL}(?:\.{_DOMAIN_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?\Z")
 _MAX_REPOSITORY = 255
+_LAYOUT, _ARCHIVE, _ENGINE, _ARTIFACT = "oci:", "docker-archive:", "docker-daemon:", "oras://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,37 +163,125 @@ class LayoutReference:
         return f"oci:{self.directory}" + (f":{self.tag}" if self.tag else "")
 
 
-ImageName = Reference | LayoutReference
+@dataclass(frozen=True, slots=True)
+class ArchiveReference:
+    """An image in a tar file that `docker save` has written: `docker-archive:FILE[:tag]`.
+
+    The path is absolute, as a layout's is.
+    """
+
+    file: Path
+    tag: str | None = None
+
+    def __str__(self) -> str:
+        return f"{_ARCHIVE}{self.file}" + (f":{self.tag}" if self.tag else "")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReference:
+    """An image of the Docker or Podman engine of this machine: `docker-daemon:name[:tag]`.
+
+    The name stays as it was written: what a short one means is the engine's to say. Podman has `localhost/name` for
+    what Docker calls `name`.
+    """
+
+    repository: str
+    tag: str | None = DEFAULT_TAG
+
+    def __str__(self) -> str:
+        return f"{_ENGINE}{self.repository}" + (f":{self.tag}" if self.tag else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactReference:
+    """A SIF file that is kept in a registry as an OCI artifact: `oras://registry/repository:tag`."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @property
+    def reference(self) -> Reference:
+        """Where in the registry its manifest is."""
+        return Reference(self.registry, self.repository, self.tag, self.digest)
+
+    def __str__(self) -> str:
+        return f"{_ARTIFACT}{self.reference}"
+
+
+ImageName = Reference | LayoutReference | ArchiveReference | EngineReference | ArtifactReference
 
 
 def parse_image(text: str, *, base: Path | None = None) -> ImageName:
     """Read IMAGE as the command line and the image list take it.
 
     Args:
-        text: A registry reference or `oci:DIR[:tag]`.
-        base: Directory that a relative `oci:` path starts from; the working directory if None.
+        text: A registry reference, `oci:DIR[:tag]`, `docker-archive:FILE[:tag]`, `docker-daemon:name[:tag]` or
+            `oras://registry/repository[:tag]`.
+        base: Directory that a relative path starts from; the working directory if None.
 
     Raises:
-        InvalidReference: When the text is neither.
+        InvalidReference: When the text is none of them.
     """
-    # A directory may hold blanks; a registry's name never does.
-    blanks = not text.startswith("oci:") and any(c.isspace() for c in text)
+    on_disk = text.startswith((_LAYOUT, _ARCHIVE))
+    # A path may hold blanks; a registry's name never does.
+    blanks = not on_disk and any(c.isspace() for c in text)
     if not text or text != text.strip() or blanks or not text.isprintable():
         raise _bad(text, "white space or control characters, or nothing", "registry/repository:tag")
-    if not text.startswith("oci:"):
-        if "://" in text:
-            raise _bad(text, "a URL", "a reference without a scheme, for example docker.io/library/debian:stable")
-        return Reference.parse(text)
-    directory, colon, tag = text[4:].rpartition(":")
+    if text.startswith(_LAYOUT):
+        return LayoutReference(*_path_and_tag(text, _LAYOUT, "DIR", "directory", base))
+    if text.startswith(_ARCHIVE):
+        return ArchiveReference(*_path_and_tag(text, _ARCHIVE, "FILE", "file", base))
+    if text.startswith(_ENGINE):
+        return _engine(text)
+    if text.startswith(_ARTIFACT):
+        name = _reference_behind(text, _ARTIFACT, "registry/repository:tag")
+        return ArtifactReference(name.registry, name.repository, name.tag, name.digest)
+    if "://" in text:
+        raise _bad(text, "a URL", "a reference without a scheme, for example docker.io/library/debian:stable")
+    return Reference.parse(text)
+
+
+def without_tag(name: ImageName) -> ImageName:
+    """The repository, layout or archive that an image is in, as a name without tag and digest."""
+    if isinstance(name, Reference | ArtifactReference):
+        return replace(name, tag=None, digest=None)
+    return replace(name, tag=None)
+
+
+def _path_and_tag(text: str, kind: str, word: str, thing: str, base: Path | None) -> tuple[Path, str | None]:
+    rest = text.removeprefix(kind)
+    path, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:
-        directory, tag = text[4:], ""
-    if not directory:
-        raise _bad(text, "no directory", "oci:DIR or oci:DIR:tag")
-    if colon and "/" not in text[4:].rpartition(":")[2] and not _TAG.match(tag):
+        path, colon, tag = rest, "", ""
+    if not path:
+        raise _bad(text, f"no {thing}", f"{kind}{word} or {kind}{word}:tag")
+    if colon and not _TAG.match(tag):
         raise _bad(text, f"tag {tag!r}", "letters, digits, '_', '.', '-'")
     # normpath keeps two slashes at the beginning, which POSIX leaves to the system, and to Linux are one.
-    path = re.sub(r"\A//+", "/", os.path.normpath((base or Path.cwd()) / directory))
-    return LayoutReference(Path(path), tag or None)
+    return Path(re.sub(r"\A//+", "/", os.path.normpath((base or Path.cwd()) / path))), tag or None
+
+
+def _engine(text: str) -> EngineReference:
+    form = "name or name:tag"
+    name = _reference_behind(text, _ENGINE, form)
+    if name.digest is not None:
+        # What an engine calls a digest of its image is what some registry called it, and is gone with `docker tag`.
+        raise _bad(text, f"digest {name.digest}", f"{_ENGINE}{form}")
+    rest = text.removeprefix(_ENGINE)
+    head, colon, tag = rest.rpartition(":")
+    return EngineReference(head if colon and "/" not in tag else rest, name.tag)
+
+
+def _reference_behind(text: str, kind: str, form: str) -> Reference:
+    """What stands behind the prefix, by the grammar of references; the error shows all of the text."""
+    if text == kind:
+        raise _bad(text, "no name", kind + form)
+    try:
+        return Reference.parse(text.removeprefix(kind))
+    except InvalidReference as error:
+        raise _bad(text, error.found or error.what, error.expected or kind + form) from None
 
 
 def _split_registry(name: str) -> tuple[str, str]:

@@ -6,10 +6,11 @@ meant at that moment, even if it moves meanwhile. Choosing tags and platforms is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, assert_never
 
 from cvmfs_sync.errors import ImageError, ImageNotFound, InvalidManifest
 from cvmfs_sync.image import (
@@ -17,21 +18,34 @@ from cvmfs_sync.image import (
     Descriptor,
     Index,
     IndexEntry,
-    Manifest,
+    ResolvedArtifact,
     ResolvedImage,
+    parse_artifact,
     parse_config,
     parse_document,
     verify,
 )
 from cvmfs_sync.ports import Source
-from cvmfs_sync.reference import Digest, ImageName, LayoutReference, Platform, Reference
+from cvmfs_sync.reference import (
+    ArchiveReference,
+    ArtifactReference,
+    Digest,
+    EngineReference,
+    ImageName,
+    LayoutReference,
+    Platform,
+    Reference,
+)
 from cvmfs_sync.tags import select
 
 if TYPE_CHECKING:
     # It brings the validation of whole files with it, which `unpack` has no use for.
     from cvmfs_sync.imagelist import Wish
 
-__all__ = ["Sources", "choose", "expand", "resolve", "source_digest"]
+__all__ = ["Sources", "choose", "expand", "resolve", "resolve_artifact", "source_digest"]
+
+Leaf = TypeVar("Leaf")
+Parser: TypeAlias = Callable[[bytes, Digest, str | None, str], Index | Leaf]
 
 _MAX_NESTING = 4
 # The variant that is meant where none is named, by architecture (containerd's platforms package has the same).
@@ -40,36 +54,54 @@ _USUAL_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """One `Source` for every kind of name."""
+    """One `Source` for every kind of name. A SIF file is its registry's; a kind without a source fails its images."""
 
     registry: Source[Reference]
     layout: Source[LayoutReference]
+    archive: Source[ArchiveReference] | None = None
+    engine: Source[EngineReference] | None = None
 
     def head(self, name: ImageName) -> Digest:
         """See `ports.Source`."""
-        return self.registry.head(name) if isinstance(name, Reference) else self.layout.head(name)
+        source, asked = self._source(name)
+        return source.head(asked)
 
     def manifest(self, name: ImageName, digest: Digest | None = None) -> tuple[bytes, Digest, str | None]:
         """See `ports.Source`."""
-        if isinstance(name, Reference):
-            return self.registry.manifest(name, digest)
-        return self.layout.manifest(name, digest)
+        source, asked = self._source(name)
+        return source.manifest(asked, digest)
 
     def blob(self, name: ImageName, descriptor: Descriptor) -> Iterator[bytes]:
         """See `ports.Source`."""
-        if isinstance(name, Reference):
-            return self.registry.blob(name, descriptor)
-        return self.layout.blob(name, descriptor)
+        source, asked = self._source(name)
+        return source.blob(asked, descriptor)
 
     def local_blob(self, name: ImageName, descriptor: Descriptor) -> Path | None:
         """See `ports.Source`."""
-        if isinstance(name, Reference):
-            return self.registry.local_blob(name, descriptor)
-        return self.layout.local_blob(name, descriptor)
+        source, asked = self._source(name)
+        return source.local_blob(asked, descriptor)
 
     def tags(self, name: ImageName) -> Iterator[str]:
         """See `ports.Source`."""
-        return self.registry.tags(name) if isinstance(name, Reference) else self.layout.tags(name)
+        source, asked = self._source(name)
+        return source.tags(asked)
+
+    def _source(self, name: ImageName) -> tuple[Source[Any], ImageName]:
+        match name:
+            case Reference():
+                return self.registry, name
+            case LayoutReference():
+                return self.layout, name
+            case ArtifactReference():
+                return self.registry, name.reference
+            case ArchiveReference() if self.archive is not None:
+                return self.archive, name
+            case EngineReference() if self.engine is not None:
+                return self.engine, name
+            case ArchiveReference() | EngineReference():
+                raise ImageError(f"{name}: images of this kind can't be read here")
+            case _:
+                assert_never(name)
 
 
 def expand(wish: Wish, sources: Sources) -> tuple[ImageName, ...]:
@@ -92,7 +124,7 @@ def expand(wish: Wish, sources: Sources) -> tuple[ImageName, ...]:
 
 def source_digest(name: ImageName, sources: Sources) -> Digest:
     """What the name means now. A name that is pinned to a digest costs nothing."""
-    if isinstance(name, Reference) and name.digest is not None:
+    if isinstance(name, Reference | ArtifactReference) and name.digest is not None:
         return name.digest
     return sources.head(name)
 
@@ -109,27 +141,19 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
     Raises:
         InvalidManifest: Whatever is wrong with one of the documents.
         ImageNotFound: The index has no manifest for the platform.
+        ImageError: It is a SIF file, whose digest and size the message tells.
     """
     what = str(name)
-    content, _, media_type = sources.manifest(name, digest)
-    document = parse_document(content, digest, media_type, what)
-    offered = False
-    for _ in range(_MAX_NESTING):
-        if isinstance(document, Manifest):
-            break
-        entry = choose(document, platform, what)
-        wanted, offered = entry.descriptor, entry.platform is not None
-        content, _, media_type = sources.manifest(name, wanted.digest)
-        if len(content) != wanted.size:
-            raise InvalidManifest(
-                f"{what}: manifest {wanted.digest} has another size than its index says",
-                found=f"{len(content)} bytes", expected=f"{wanted.size}",
-            )  # fmt: skip
-        document = parse_document(content, wanted.digest, wanted.media_type, f"{what} ({platform})")
-    else:
-        raise InvalidManifest(f"{what}: indexes nested more than {_MAX_NESTING} deep")
-    blob = _small_blob(name, document.config, sources)
-    config = parse_config(blob, document, what)
+    if isinstance(name, ArtifactReference):
+        sif = resolve_artifact(name, digest, platform, sources).sif
+        raise ImageError(
+            f"{what}: a SIF file, which is there but can't be published yet",
+            found=f"{sif.digest}, {sif.size} bytes",
+            todo=f"fetch the file with 'cvmfs-sync unpack {what} FILE', or ask for an image that is no SIF file",
+        )
+    manifest, _, offered = _enter(name, digest, platform, sources, parse_document)
+    blob = _small_blob(name, manifest.config, sources)
+    config = parse_config(blob, manifest, what)
     # Many builders write their own platform into the configuration: what the index says is the publisher's word.
     if not offered and not _fits(config.platform, platform):
         raise ImageNotFound(
@@ -137,7 +161,39 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
             found=f"an image for {config.platform}",
             todo="name its platform in the list, or have it built for this one",
         )
-    return ResolvedImage(name, digest, document, config)
+    return ResolvedImage(name, digest, manifest, config)
+
+
+def resolve_artifact(name: ArtifactReference, digest: Digest, platform: Platform, sources: Sources) -> ResolvedArtifact:
+    """The SIF file that `name` means; arguments and errors are those of `resolve`."""
+    sif, manifest, _ = _enter(name, digest, platform, sources, parse_artifact)
+    return ResolvedArtifact(name, digest, manifest, sif)
+
+
+def _enter(
+    name: ImageName, digest: Digest, platform: Platform, sources: Sources, parse: Parser[Leaf]
+) -> tuple[Leaf, Digest, bool]:
+    """Go through indexes to what is for the platform: that, its digest, and whether an index named its platform."""
+    what = str(name)
+    # A source that makes manifests, because the engine behind it keeps none, says which one belongs to the digest.
+    content, found, media_type = sources.manifest(name, digest)
+    document = parse(content, found, media_type, what)
+    offered = False
+    for _ in range(_MAX_NESTING):
+        if not isinstance(document, Index):
+            return document, found, offered
+        entry = choose(document, platform, what)
+        wanted, offered = entry.descriptor, entry.platform is not None
+        content, found, media_type = sources.manifest(name, wanted.digest)
+        if len(content) != wanted.size:
+            raise InvalidManifest(
+                f"{what}: manifest {wanted.digest} has another size than its index says",
+                found=f"{len(content)} bytes", expected=f"{wanted.size}",
+            )  # fmt: skip
+        # The document must be what the index says, and what the transport says.
+        for said in filter(None, (media_type, wanted.media_type)):
+            document = parse(content, found, said, f"{what} ({platform})")
+    raise InvalidManifest(f"{what}: indexes nested more than {_MAX_NESTING} deep")
 
 
 def choose(index: Index, platform: Platform, what: str) -> IndexEntry:
@@ -169,7 +225,7 @@ def _fits(offered: Platform, wanted: Platform) -> bool:
     return wanted.variant is None or _level(offered) <= _level(wanted)
 
 
-def _distance(offered: Platform | None, wanted: Platform) -> tuple[bool, int]:
+def _distance(offered: Platform | None, wanted: Platform) -> tuple[bool, float]:
     """How far an entry that fits is from what is wanted."""
     if offered is None:
         raise ValueError("only entries with a platform are compared")
@@ -178,10 +234,10 @@ def _distance(offered: Platform | None, wanted: Platform) -> tuple[bool, int]:
     return (ours != target, -_level(offered) if wanted.variant else _level(offered))
 
 
-def _level(platform: Platform) -> int:
-    variant = platform.variant or _USUAL_VARIANT.get(platform.architecture) or "v0"
-    digits = "".join(c for c in variant if c.isdigit())
-    return int(digits) if digits else 0
+def _level(platform: Platform) -> float:
+    """A variant's number, so that they can be compared: 8.1 of `v8.1`."""
+    found = re.search(r"\d+(\.\d+)?", platform.variant or _USUAL_VARIANT.get(platform.architecture, ""))
+    return float(found[0]) if found else 0
 
 
 def _small_blob(name: ImageName, descriptor: Descriptor, sources: Sources) -> bytes:

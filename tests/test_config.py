@@ -51,6 +51,14 @@ def mistakes(directory: Path, text: str, **environ: str) -> list[str]:
     return str(caught.value).replace(f"{directory}/", "").split("\n")
 
 
+def test_options_of_a_registry(tmp_path: Path) -> None:
+    """Files are absolute from the configuration's directory on; mirrors lose a final slash and keep their order."""
+    text = "registries: {a.example: {credentials: a.json, ca_file: /b.pem, mirrors: ['https://m.example/', 'n.example:5000/p/q']}}"
+    options = load(write(tmp_path, text), {}).registry("a.example")
+    assert (options.credentials, options.ca_file) == (tmp_path / "a.json", Path("/b.pem"))
+    assert options.mirrors == ("https://m.example", "n.example:5000/p/q")
+
+
 def test_defaults(tmp_path: Path) -> None:
     """An empty file takes the defaults of the design, with absolute paths."""
     found = load(write(tmp_path, ""), {})
@@ -89,6 +97,20 @@ def test_cvmfs_defaults(tmp_path: Path) -> None:
     assert (found.repository.root, found.repository.spool) == (tmp_path / "mnt", Path("/s"))
 
 
+def test_what_bounds_and_opens_downloads(tmp_path: Path) -> None:
+    """The spool has no limit and foreign layers are refused, unless the file says otherwise."""
+    found = load(write(tmp_path, ""), {})
+    assert (found.spool_limit, found.registry("a.example").foreign_layers) == (None, False)
+    text = "{spool_limit: 50G, registries: {a.example: {foreign_layers: true}}}"
+    found = load(write(tmp_path, text), {"CVMFS_SYNC_SPOOL_LIMIT": "1K"})
+    assert found.spool_limit == 1024
+    assert load(write(tmp_path, text), {}).spool_limit == 50 << 30
+    assert found.registry("a.example").foreign_layers
+    assert load(write(tmp_path, "spool_limit: null"), {}).spool_limit is None
+    with pytest.raises(ConfigurationError, match="spool_limit"):
+        load(write(tmp_path, "spool_limit: -1"), {})
+
+
 def test_relative_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths start from the file's directory, and come out absolute when the file is named by a relative path."""
     write(tmp_path, "state_dir: s\nimage_list: https://example.org/list.yaml\n")
@@ -100,11 +122,17 @@ def test_relative_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 MISTAKES = {
-    "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, schedule, retire, sandbox, registries, metrics, limits; did you mean 'state_dir'?"),
-    "unknown option": ("registries:\n  ghcr.io:\n    insecur: true", "c.yaml:3: registries.ghcr.io.insecur: unknown key; expected one of insecure, requests_per_second, concurrency; did you mean 'insecure'?"),
+    "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, spool_limit, schedule, retire, sandbox, registries, docker_host, metrics, limits; did you mean 'state_dir'?"),
+    "unknown option": ("registries:\n  ghcr.io:\n    insecur: true", "c.yaml:3: registries.ghcr.io.insecur: unknown key; expected one of insecure, requests_per_second, concurrency, credentials, ca_file, mirrors, ratelimit_floor, foreign_layers; did you mean 'insecure'?"),
     "no host": ("registries: {foo: {}}", "c.yaml:1: registries.foo: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),
     "a path for a host": ("registries: {ghcr.io/org: {}}", "c.yaml:1: registries.ghcr.io/org: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),
     "alias of Docker Hub": ("registries: {index.docker.io: {}}", "c.yaml:1: registries.index.docker.io: another name of 'docker.io'; write that"),
+    "mirror with a user": ("registries: {ghcr.io: {mirrors: ['https://u:pw@m.example']}}", "c.yaml:1: registries.ghcr.io.mirrors.0: expected a host, host:port or URL, such as https://cache.example.org or cache.example.org/project, without a user; give the mirror an entry of its own in 'registries'"),
+    "mirror of another scheme": ("registries: {ghcr.io: {mirrors: ['ftp://m.example']}}", "c.yaml:1: registries.ghcr.io.mirrors.0: expected a host, host:port or URL, such as https://cache.example.org or cache.example.org/project; found the text 'ftp://m.example'"),
+    "mirror that is no host": ("registries: {ghcr.io: {mirrors: [m]}}", "c.yaml:1: registries.ghcr.io.mirrors.0: expected a host, host:port or URL, such as https://cache.example.org or cache.example.org/project; found the text 'm'"),
+    "mirror that is a number": ("registries: {ghcr.io: {mirrors: [5]}}", "c.yaml:1: registries.ghcr.io.mirrors.0: expected a host, host:port or URL, such as https://cache.example.org or cache.example.org/project; found the number 5"),
+    "one mirror, not a list": ("registries: {ghcr.io: {mirrors: m.example}}", "c.yaml:1: registries.ghcr.io.mirrors: expected a list, found the text 'm.example'"),
+    "negative floor": ("registries: {ghcr.io: {ratelimit_floor: -1}}", "c.yaml:1: registries.ghcr.io.ratelimit_floor: must be at least 0, found the number -1"),
     "no concurrency": ("registries: {ghcr.io: {concurrency: 0}}", "c.yaml:1: registries.ghcr.io.concurrency: must be at least 1, found the number 0"),
     "no requests": ("registries: {ghcr.io: {requests_per_second: 0}}", "c.yaml:1: registries.ghcr.io.requests_per_second: must be greater than 0.0, found the number 0"),
     "backend": ("repository: {backend: cvms}", "c.yaml:1: repository.backend: expected 'directory' or 'cvmfs', found the text 'cvms'"),
@@ -122,6 +150,7 @@ MISTAKES = {
     "fraction": ("retire: {max_fraction: 20}", "c.yaml:1: retire.max_fraction: must be at most 1.0, found the number 20"),
     "batch": ("retire: {batch: fifty}", "c.yaml:1: retire.batch: expected a whole number, found the text 'fifty'"),
     "relative bind point": ("sandbox:\n  bind_points:\n    - /cvmfs\n    - srv", "c.yaml:4: sandbox.bind_points.1: expected an absolute path such as /cvmfs, without '..' and final '/', found the text 'srv'"),
+    "engine": ("docker_host: /run/podman/podman.sock", "c.yaml:1: docker_host: expected unix:///path/of/socket or tcp://host:port, found the text '/run/podman/podman.sock'"),
     "listen": ("metrics: {listen: ':9100'}", "c.yaml:1: metrics.listen: expected host:port such as 127.0.0.1:9100, found the text ':9100'"),
     "port": ("metrics: {listen: 'h:70000'}", "c.yaml:1: metrics.listen: expected host:port such as 127.0.0.1:9100, found the text 'h:70000'"),
     "size": ("limits: {bytes: 1.5G}", "c.yaml:1: limits.bytes: expected a whole number, or one with K, M, G or T (powers of 1024), found the text '1.5G'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cvmfs_sync.errors import BlobMismatch, ImageError, InvalidManifest, NoSpace, RegistryUnavailable
-from cvmfs_sync.fetch import Spool, fetching
+from cvmfs_sync.fetch import Spool, fetching, spooled
 from cvmfs_sync.image import Descriptor, ImageConfig, Manifest, ResolvedImage
 from cvmfs_sync.ports import Silent
 from cvmfs_sync.reference import Digest, Platform, parse_image
@@ -211,20 +212,79 @@ def test_leaving_early_stops_the_downloads(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "media_type",
-    [
-        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-    ],
-)
-def test_layers_that_the_registry_does_not_keep_are_refused(tmp_path: Path, media_type: str) -> None:
-    """Nobody follows the URLs of a foreign layer; the message says what such an image needs."""
-    image, _, _ = layers(b"x", media_type=media_type, urls=("https://example.org/x",))
-    source, blobs = sources({})
-    with (
-        pytest.raises(InvalidManifest, match="not kept by the registry"),
-        fetching(image, source, Spool(tmp_path)),
-    ):
-        pass
-    assert blobs.asked == []
+def test_layers_that_are_not_ahead_wait_until_they_are_wanted(tmp_path: Path) -> None:
+    """Only those named are fetched at once; another one comes when somebody reads it, once, also for two readers."""
+    image, digests, contents = layers(b"bottom", b"middle", b"top")
+    source, blobs = sources({digest: [content] for digest, content in zip(digests, contents, strict=True)})
+    with fetching(image, source, Spool(tmp_path), ahead={digests[1]}) as fetched:
+        assert fetched[1].blob().read_bytes() == b"middle"
+        assert blobs.asked == [digests[1]]
+        with ThreadPoolExecutor(4) as readers:
+            read = list(readers.map(lambda _: fetched[0].blob().read_bytes(), range(4)))
+        assert read == [b"bottom"] * 4
+        assert blobs.asked == [digests[1], digests[0]]
+    with fetching(image, source, Spool(tmp_path), ahead=()) as fetched:
+        assert fetched[1].blob().read_bytes() == b"middle"
+    assert blobs.asked == [digests[1], digests[0]], "fetched again, or fetched unasked"
+
+
+def test_a_layer_that_fails_when_it_is_wanted(tmp_path: Path) -> None:
+    """Its error reaches whoever wanted it, each time, and the others are stopped with it."""
+    image, digests, _ = layers(b"bottom", b"top")
+    source, blobs = sources({digests[0]: [RegistryUnavailable("no bottom")], digests[1]: [b"top"]})
+    with fetching(image, source, Spool(tmp_path), ahead=[]) as fetched:
+        for layer in (fetched[0], fetched[0], fetched[1]):
+            with pytest.raises(RegistryUnavailable, match="no bottom"):
+                layer.blob()
+    assert blobs.asked == [digests[0]]
+
+
+def test_an_images_layers_stay_while_it_is_worked_on(tmp_path: Path) -> None:
+    """What was handed out is there until the block ends, however little the limit leaves; then the limit is kept."""
+    image, digests, contents = layers(b"a" * 10, b"b" * 10, b"c" * 10)
+    other = layers(b"d" * 10)
+    answers = {digest: [content] for digest, content in zip(digests, contents, strict=True)}
+    source, _ = sources({**answers, other.digests[0]: other.contents})
+    spool = Spool(tmp_path, limit=20)
+    with fetching(image, source, spool) as fetched:
+        paths = [layer.blob() for layer in fetched]
+        with fetching(other.image, source, spool) as others:
+            assert others[0].blob().read_bytes() == other.contents[0]
+        assert [path.read_bytes() for path in paths] == contents
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 20
+
+
+def test_what_needs_room_in_the_spool(tmp_path: Path) -> None:
+    """A registry's layers do, each once; those of a layout are read where they are."""
+    image, digests, _ = layers(b"one", b"one", b"two")
+    source, _ = sources({})
+    assert [layer.digest for layer in spooled(image, source)] == [digests[0], digests[2]]
+    local = support.Image((support.layer(support.file("a", "1")),))
+    name = parse_image(f"oci:{support.write_layout(tmp_path / 'layout', {'1': local})}:1")
+    blob = local.layers[0]
+    descriptor = Descriptor("x", Digest.parse(blob.digest), len(blob.blob))
+    in_layout = replace(image, name=name, manifest=replace(image.manifest, layers=(descriptor,)))
+    assert spooled(in_layout, Sources(LayoutSource(), LayoutSource())) == ()  # type: ignore[arg-type]
+
+
+def test_layers_that_the_registry_need_not_keep_come_first(tmp_path: Path) -> None:
+    """If the configuration does not allow them, no other layer has been fetched in vain."""
+    image, digests, _ = layers(b"base", b"1", b"2", b"3", b"4")
+    media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    base = replace(image.manifest.layers[0], media_type=media_type, urls=("https://example.org/x",))
+    image = replace(image, manifest=replace(image.manifest, layers=(base, *image.manifest.layers[1:])))
+    told = threading.Event()
+
+    def after() -> Iterator[bytes]:
+        assert told.wait(60)
+        yield b""
+
+    source, blobs = sources({digests[0]: [InvalidManifest("not allowed")], **dict.fromkeys(digests[1:], after)})
+    with fetching(image, source, Spool(tmp_path)) as fetched:
+        try:
+            with pytest.raises(InvalidManifest, match="not allowed"):
+                fetched[0].blob()
+        finally:
+            told.set()
+    assert set(blobs.asked) <= {digests[0], *digests[3:]}
+    assert files(tmp_path) == []

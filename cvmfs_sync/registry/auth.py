@@ -22,14 +22,16 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from cvmfs_sync.errors import AccessDenied, ImageError, RegistryUnavailable
-from cvmfs_sync.registry.credentials import Credential
-from cvmfs_sync.registry.transport import BodyCutError, Request, Transport, describe, origin, read_document
+from cvmfs_sync.registry.body import BodyCutError, read_document
+from cvmfs_sync.registry.credentials import Credential, CredentialSource
+from cvmfs_sync.registry.transport import Request, Transport
+from cvmfs_sync.registry.urls import describe, origin
 
-__all__ = ["Authorizer", "Challenge", "CredentialSource", "Target", "parse_challenges"]
+__all__ = ["Authorizer", "Challenge", "Target", "parse_challenges"]
 
 # The token specification's default, and how much earlier a token counts as expired, since an exchange takes time too.
 DEFAULT_LIFETIME = 60.0
@@ -42,6 +44,7 @@ _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME = re.compile(rf"[\s,]*({_WORD})(?:[ \t]+|(?=,)|\Z)")
 _PARAMETER = re.compile(rf'[\s,]*({_WORD})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_WORD}))[ \t]*(?=,|\Z)')
 _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|\Z)")
+_importing = threading.Lock()
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -67,13 +70,6 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.registry}/{self.repository}"
-
-
-class CredentialSource(Protocol):
-    """Whoever knows credentials; `DockerCredentials` is the one outside of tests."""
-
-    def find(self, registry: str) -> Credential:
-        """The credential for a registry by its name in references."""
 
 
 def parse_challenges(text: str) -> tuple[Challenge, ...]:
@@ -168,7 +164,7 @@ class Authorizer:
         elif credential.anonymous:
             shown, todo = "without credentials", f"run 'docker login {target.registry}'"
         else:
-            shown, todo = "with the credentials of Docker's config.json", "see what they are good for"
+            shown, todo = f"with the credentials of {credential.source}", "see what they are good for"
         return AccessDenied(
             f"{target}: {target.registry} refuses access",
             found=f"{answer}, {shown}",
@@ -185,9 +181,7 @@ class Authorizer:
         if challenge.scheme == "basic":
             if credential.username is None or credential.password is None:
                 return None
-            import oras.auth.utils  # noqa: PLC0415 - takes as long as a small image, and few registries need it
-
-            return "Basic " + str(oras.auth.utils.get_basic_auth(credential.username, credential.password))
+            return "Basic " + str(_oras().auth.utils.get_basic_auth(credential.username, credential.password))
         _check_realm(target, challenge.parameters["realm"])
         asker = _TokenServer(self._transport, target)
         if credential.identity_token is not None:
@@ -206,6 +200,16 @@ class Authorizer:
         return grant.header
 
 
+def _oras() -> Any:
+    """The library, imported when it is first needed: that takes as long as a small image, and few registries need it.
+
+    One thread at a time: another that came while it is being imported would get a part of it.
+    """
+    with _importing:
+        import oras.auth.utils  # noqa: PLC0415
+    return oras
+
+
 def _choose(text: str) -> Challenge | None:
     """Bearer before Basic: a token is worth less to a thief than a password."""
     challenges = parse_challenges(text)
@@ -221,9 +225,12 @@ def _check_realm(target: Target, realm: str) -> None:
     Raises:
         ImageError: If it is no URL, names a user, or uses plain HTTP where the registry does not.
     """
+    # The rest of the URL, a user above all, may be a secret.
+    shown = "no URL"
     try:
         parts = urlsplit(realm)
         good = bool(parts.hostname) and parts.username is None and (parts.port is None or parts.port > 0)
+        shown = f"{origin(realm)[:200]}{'' if parts.username is None else ', with a user'}" if parts.hostname else shown
     except ValueError:
         good = False
     else:
@@ -231,7 +238,7 @@ def _check_realm(target: Target, realm: str) -> None:
     if not good:
         raise ImageError(
             f"{target}: {target.registry} names a token server that must not be asked",
-            found=repr(realm)[:200],
+            found=shown,
             expected="an https:// URL without a user",
             todo="report it to the registry's operator; no credential was sent there",
         )
@@ -243,8 +250,7 @@ def _scope(target: Target) -> str:
 
 def _ask_with_oras(asker: _TokenServer, target: Target, challenge: Challenge, credential: Credential) -> Any:
     """Token by GET, anonymous or with Basic."""
-    import oras.auth.utils  # noqa: PLC0415 - as above
-
+    oras = _oras()
     backend = oras.auth.get_auth_backend("token", session=asker)
     if credential.username is not None and credential.password is not None:
         backend.set_basic_auth(credential.username, credential.password)
@@ -275,7 +281,7 @@ class _TokenServer:
     def get(self, url: str, *, headers: Mapping[str, str], params: Mapping[str, str], **_: Any) -> _TokenServer:
         """What oras calls. Of its headers only Authorization is sent, the others are of no use to anybody."""
         url += ("&" if urlsplit(url).query else "?") + urlencode(params)
-        self._send(Request("GET", url, str(self._target), authorization=headers.get("Authorization")))
+        self._send(self._request("GET", url, authorization=headers.get("Authorization")))
         return self
 
     def json(self) -> dict[str, Any]:
@@ -291,8 +297,14 @@ class _TokenServer:
             "client_id": CLIENT_ID,
             "refresh_token": identity_token,
         }
-        self._send(Request("POST", challenge.parameters["realm"], str(self._target), form=form))
+        self._send(self._request("POST", challenge.parameters["realm"], form=form))
         return self._answer.get("access_token") or self._answer.get("token")
+
+    def _request(
+        self, method: str, url: str, *, authorization: str | None = None, form: Mapping[str, str] | None = None
+    ) -> Request:
+        account = self._target.registry
+        return Request(method, url, str(self._target), authorization=authorization, form=form, account=account)
 
     def _send(self, request: Request) -> None:
         response = self._transport.send(request)

@@ -2,23 +2,25 @@
 
 References and descriptors go in; digests, verified manifests, tags, and blobs as they arrive come out. Blobs are not
 verified here but in `fetch`, for all sources alike; only their length is held against the descriptor. Nothing is
-cached but connections and tokens, and nothing is written, on disk or to a registry.
+cached but connections, tokens and, in a `RegistryMemory`, the ETags of tags; nothing is written, on disk or to a
+registry.
 
-Every error names the reference and the host. What it proves is in its type: only `ImageNotFound` says that something
-is gone.
+Mirrors are asked first, in order; one that fails or does not have it is passed over. Errors are those of the registry
+itself: they name the reference and the host, and what they prove is in their type. Only `ImageNotFound` says that
+something is gone. A tag list is never a mirror's, since one that knows only what it was asked for would make the other
+tags look gone.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import quote, urljoin
-
-import requests
+from typing import TypeVar
+from urllib.parse import urljoin
 
 from cvmfs_sync.errors import (
     BlobMismatch,
@@ -26,46 +28,37 @@ from cvmfs_sync.errors import (
     ImageNotFound,
     InvalidManifest,
     InvalidReference,
-    RegistryUnavailable,
 )
 from cvmfs_sync.image import ACCEPT, MAX_DOCUMENT, Descriptor, verify
 from cvmfs_sync.reference import Digest, Reference
-from cvmfs_sync.registry.auth import Authorizer, CredentialSource, Target
-from cvmfs_sync.registry.credentials import DockerCredentials
-from cvmfs_sync.registry.explain import explain
-from cvmfs_sync.registry.politeness import RegistrySettings, Timing, backoff
+from cvmfs_sync.registry.asking import Asker
+from cvmfs_sync.registry.auth import Authorizer
+from cvmfs_sync.registry.credentials import CredentialSource, DockerCredentials, FileCredentials
+from cvmfs_sync.registry.download import Download, Place, Places
+from cvmfs_sync.registry.endpoints import Endpoint, Endpoints
+from cvmfs_sync.registry.foreign import foreign_places, require_allowed
+from cvmfs_sync.registry.ledger import RateLimit, RegistryMemory
+from cvmfs_sync.registry.politeness import RegistrySettings, Timing
 from cvmfs_sync.registry.taglist import next_page, tag_page
-from cvmfs_sync.registry.transport import (
-    TRIES,
-    BodyCutError,
-    Request,
-    Transport,
-    describe,
-    discard,
-    origin,
-    read_body,
-    read_document,
-)
+from cvmfs_sync.registry.transport import Transport
 
 __all__ = ["RegistrySource"]
 
-_API_HOSTS = {"docker.io": "registry-1.docker.io"}
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _MANIFEST_HEADERS = {"Accept": ", ".join(ACCEPT)}
 _NO_SETTINGS: Mapping[str, RegistrySettings] = MappingProxyType({})
 TAGS_PER_PAGE = 1000
 MAX_TAG_PAGES = 1000
 MAX_TAG_PAGE = 16 * 1024 * 1024
-# A download may be cut often as long as it gets on; without getting on it ends like any exchange.
-MAX_RESUMES = 100
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
 class RegistrySource:
     """`Source[Reference]`. Safe for threads.
 
     What it learns of a host (tokens, that it is down, that it throttles) it keeps for its own lifetime: a daemon makes
-    a new one for each cycle. With `RegistrySettings.concurrency`, a blob holds its slot until its iterator ends or is
-    closed.
+    a new one for each cycle, and hands all of them the same `RegistryMemory`. With `RegistrySettings.concurrency`, a
+    blob holds its slot until its iterator ends or is closed.
     """
 
     def __init__(
@@ -75,40 +68,61 @@ class RegistrySource:
         default: RegistrySettings | None = None,
         credentials: CredentialSource | None = None,
         timing: Timing | None = None,
+        memory: RegistryMemory | None = None,
     ) -> None:
         """Connect to nobody yet.
 
         Args:
-            settings: By the registry's name as it stands in references (`docker.io`, `localhost:5000`).
+            settings: By the registry's name as it stands in references (`docker.io`, `localhost:5000`), or by that of
+                a mirror, token server or storage server.
             default: For all other hosts.
-            credentials: Docker's config.json if None.
+            credentials: For registries whose settings name no file; Docker's config.json if None.
             timing: The real clock if None.
+            memory: What an earlier source has learnt, and where this one leaves what it learns; nothing if None.
         """
-        self._settings = settings
-        self._default = default or RegistrySettings()
+        default = default or RegistrySettings()
         self._timing = timing or Timing()
-        by_origin = {origin(self._base(registry)): value for registry, value in settings.items()}
-        self._transport = Transport(by_origin, self._default, self._timing)
-        self._authorizer = Authorizer(self._transport, credentials or DockerCredentials())
+        self._memory = memory or RegistryMemory()
+        self._urgent = False
+        self._endpoints = Endpoints(settings, default)
+        files = {host: options.credentials for host, options in settings.items() if options.credentials is not None}
+        self._transport = Transport(self._endpoints.by_origin(), default, self._timing, self._memory)
+        authorizer = Authorizer(self._transport, FileCredentials(files, credentials or DockerCredentials()))
+        self._asker = Asker(self._transport, authorizer, self._memory, self._timing)
+        self._bad_mirrors: set[str] = set()
+        self._places = Places()
+        self._settings_of: Callable[[str], RegistrySettings] = lambda registry: settings.get(registry, default)
 
     def close(self) -> None:
         """Close all connections."""
         self._transport.close()
 
+    def urgent(self) -> RegistrySource:
+        """The same source, for images that somebody waits for: it pulls below `ratelimit_floor`, too.
+
+        It shares everything with this one; closing one closes both. An object and not a context variable, because
+        downloads run in threads of `fetch`, which would not inherit one:
+
+            replace(sources, registry=source.urgent())
+        """
+        other = copy.copy(self)
+        other._urgent = True
+        return other
+
+    def rate_limits(self) -> Mapping[str, RateLimit]:
+        """What each registry and mirror last said about its limit on pulls, by its name in references."""
+        return self._memory.rate_limits()
+
     def head(self, name: Reference) -> Digest:
         """The digest that `name` means now, by HEAD; by GET if the registry's HEAD does not tell it.
+
+        Where the last answer had an ETag, the question is whether it still holds.
 
         Raises:
             ImageNotFound: If the registry says that there is no such manifest.
             ImageError: For all else, by type.
         """
-        with self._exchange("HEAD", name, _manifest_path(name), _MANIFEST_HEADERS) as response:
-            if response.status_code not in (405, 501):
-                self._expect(response, name)
-                digest = _content_digest(response, name)
-                if digest is not None:
-                    return _same(digest, name.digest, name)
-        return self.manifest(name)[1]
+        return self._first(name, lambda endpoint: self._head(endpoint, name))
 
     def manifest(self, name: Reference, digest: Digest | None = None) -> tuple[bytes, Digest, str | None]:
         """Content, digest and Content-Type of the manifest or index that `name` means, or of `digest` beside it.
@@ -117,57 +131,39 @@ class RegistrySource:
 
         Raises:
             ImageNotFound: If the registry says that there is no such manifest.
+            RateLimited: If it is not urgent, and the registry's rate limit is at its floor.
             BlobMismatch: If the content's digest is another one.
             InvalidManifest: If it is larger than 4 MiB.
             ImageError: For all else, by type.
         """
-        asked = digest or name.digest
-        path = _manifest_path(name, asked)
-        content, headers = self._document(name, path, _MANIFEST_HEADERS, MAX_DOCUMENT)
-        if asked is None:
-            asked = _parse_digest(headers.get("Docker-Content-Digest"), name)
-        if asked is None:
-            asked = Digest("sha256", hashlib.sha256(content).hexdigest())
-        verify(content, asked, f"{name}: manifest from {name.registry}")
-        return content, asked, headers.get("Content-Type")
+        return self._first(name, lambda endpoint: self._manifest(endpoint, name, digest))
 
     def blob(self, name: Reference, descriptor: Descriptor) -> Iterator[bytes]:
         """The blob's bytes in pieces of up to 1 MiB, resumed after cuts; as many as the descriptor says.
 
+        A foreign layer that the registry does not keep comes from the first of its URLs that has it.
+
         Raises:
             RegistryUnavailable: If the registry's end of the connection failed for good.
+            RateLimited: As `manifest`.
             BlobMismatch: If the registry's blob has another size.
+            BlobChanged: If what came is wrong, and asking again from the start may help.
+            InvalidManifest: If it is a foreign layer, and `RegistrySettings.foreign_layers` is not set.
             ImageError: For all else, by type.
         """
-        offset, in_vain = 0, 0
-        reason = ""
-        for _ in range(MAX_RESUMES):
-            before, slow = offset, False
-            try:
-                for piece in self._blob_from(name, descriptor, offset):
-                    offset += len(piece)
-                    yield piece
-            except BodyCutError as error:
-                reason, slow = str(error), error.slow
-            if offset == descriptor.size:
-                return
-            in_vain = 0 if offset > before and not slow else in_vain + 1
-            if in_vain == TRIES:
-                break
-            self._timing.sleep(backoff(in_vain, self._timing.chance()))
-        raise RegistryUnavailable(
-            f"{name}: the download of {descriptor.digest} from {name.registry} breaks off again and again",
-            found=f"{offset} bytes; {reason or 'the connection ended too early'}",
-            expected=f"{descriptor.size} bytes",
-            todo="the next cycle tries again",
-        )
+        settings = self._settings_of(name.registry)
+        require_allowed(name, descriptor, settings)
+        places = [self._mirror_place(mirror, name, descriptor) for mirror in self._endpoints.mirrors(name.registry)]
+        places.append(self._place(self._endpoints.itself(name.registry), name, descriptor))
+        places += foreign_places(name, descriptor, settings, self._transport, self._timing)
+        yield from self._places.pieces(str(name), descriptor, places)
 
     def local_blob(self, name: Reference, descriptor: Descriptor) -> Path | None:  # noqa: ARG002
         """None: nothing of a registry is on this machine."""
         return None
 
     def tags(self, name: Reference) -> Iterator[str]:
-        """All tags of the repository, each once, following the pages.
+        """All tags of the repository, each once, following the pages; from the registry itself, not from mirrors.
 
         What is no tag by the specification's grammar is left out: it would become a path.
 
@@ -177,184 +173,107 @@ class RegistrySource:
             ImageError: For all else, by type.
         """
         seen: set[str] = set()
-        base = self._base(name.registry)
-        path: str | None = f"/v2/{quote(name.repository)}/tags/list?n={TAGS_PER_PAGE}"
+        endpoint = self._endpoints.itself(name.registry)
+        url: str | None = endpoint.tags(name, TAGS_PER_PAGE)
         visited: set[str] = set()
-        while path is not None:
-            if path in visited or len(visited) == MAX_TAG_PAGES:
+        while url is not None:
+            if url in visited or len(visited) == MAX_TAG_PAGES:
                 raise InvalidManifest(
                     f"{name.name}: the tag list of {name.registry} does not end", found=f"{len(visited)} pages"
                 )
-            visited.add(path)
-            content, headers = self._document(name, path, {"Accept": "application/json"}, MAX_TAG_PAGE)
+            visited.add(url)
+            content, headers = self._asker.document(endpoint, name, url, {"Accept": "application/json"}, MAX_TAG_PAGE)
             for tag in tag_page(content, name):
                 if tag not in seen:
                     seen.add(tag)
                     yield tag
-            path = next_page(headers, urljoin(base, path), name)
+            path = next_page(headers, url, name)
+            url = urljoin(endpoint.base, path) if path is not None else None
 
-    def _base(self, registry: str) -> str:
-        scheme = "http" if self._settings.get(registry, self._default).insecure else "https"
-        return f"{scheme}://{_API_HOSTS.get(registry, registry)}"
-
-    @contextmanager
-    def _exchange(
-        self, method: str, name: Reference, path: str, headers: Mapping[str, str]
-    ) -> Iterator[requests.Response]:
-        """Send, with authorization as the registry wants it; hold a slot until the block ends."""
-        url = self._base(name.registry) + path
-        with self._transport.slots(url).slot():
-            response = self._send(method, url, name, headers)
+    def _first(self, name: Reference, ask: Callable[[Endpoint], T]) -> T:
+        """The answer of the first mirror that has one, else what the registry says."""
+        for mirror in self._endpoints.mirrors(name.registry):
             try:
-                yield response
-            finally:
-                response.close()
+                return ask(mirror)
+            except ImageError as error:
+                self._pass_over(mirror, name, error)
+        return ask(self._endpoints.itself(name.registry))
 
-    def _send(self, method: str, url: str, name: Reference, headers: Mapping[str, str]) -> requests.Response:
-        target = Target(name.registry, name.repository, origin(url))
-        authorization = self._authorizer.header(target)
-        response = self._transport.send(Request(method, url, str(name), headers, authorization))
-        # Another host's 401 is not for our credentials.
-        if response.status_code == 401 and origin(response.url) == target.origin:
-            challenges = response.headers.get("WWW-Authenticate", "")
-            try:
-                renewed = self._authorizer.renew(target, challenges, authorization)
-            except ImageError:
-                discard(response)
-                raise
-            if renewed is not None:
-                discard(response)
-                response = self._transport.send(Request(method, url, str(name), headers, renewed))
-        return response
-
-    def _document(
-        self, name: Reference, path: str, headers: Mapping[str, str], limit: int
-    ) -> tuple[bytes, Mapping[str, str]]:
-        """GET a bounded document, again if its body is cut."""
-        reason = ""
-        for attempt in range(1, TRIES + 1):
-            with self._exchange("GET", name, path, headers) as response:
-                self._expect(response, name)
-                try:
-                    return read_document(response, limit, str(name), self._timing), response.headers
-                except BodyCutError as error:
-                    reason = str(error)
-            if attempt < TRIES:
-                self._timing.sleep(backoff(attempt, self._timing.chance()))
-        raise RegistryUnavailable(
-            f"{name}: {name.registry} does not finish its answer", found=reason, todo="the next cycle tries again"
-        )
-
-    def _blob_from(self, name: Reference, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
-        """One download from `offset` to the end.
-
-        Raises:
-            BodyCutError: If it ends early, or is not the range that was asked for.
-        """
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        path = f"/v2/{quote(name.repository)}/blobs/{descriptor.digest}"
-        with self._exchange("GET", name, path, headers) as response:
-            skip = 0
-            if response.status_code == 206 and offset:
-                if not _right_range(response.headers.get("Content-Range"), offset, descriptor.size):
-                    raise BodyCutError("the server sends another range than it was asked for")
-            elif response.status_code == 416 and offset:
-                raise BodyCutError("the server has no more bytes than it sent")
-            else:
-                self._expect_blob(response, name, descriptor)
-                skip = offset
-            left = descriptor.size - offset
-            for piece in read_body(response, self._timing):
-                fresh = piece[skip:] if skip else piece
-                skip -= min(skip, len(piece))
-                if len(fresh) > left:
-                    raise BlobMismatch(
-                        f"{name}: blob {descriptor.digest} has another size",
-                        found="more bytes",
-                        expected=f"{descriptor.size} bytes",
-                    )
-                left -= len(fresh)
-                if fresh:
-                    yield fresh
-
-    def _expect(self, response: requests.Response, name: Reference) -> None:
-        """Return for 200.
-
-        Raises:
-            ImageError: For any other status, by type.
-        """
-        status = response.status_code
-        if status == 200:
+    def _pass_over(self, mirror: Endpoint, name: Reference, error: Exception) -> None:
+        """Log it: once for each mirror where a person may want to act."""
+        if isinstance(error, ImageNotFound) or mirror.base in self._bad_mirrors:
+            _log.debug("%s: not from the mirror %s: %s", name, mirror.registry, error)
             return
-        host = origin(response.url).removeprefix("https://")
-        match status:
-            case 404 if "text/html" in response.headers.get("Content-Type", "").lower():
-                # A proxy whose registry is down, or a parked domain: no proof, and proof is what retires images.
-                raise RegistryUnavailable(
-                    f"{name}: not found, but {host} does not answer like a registry",
-                    found=f"{describe(status)} with a web page",
-                    todo="check the registry's name; see whether the registry is up",
-                )
-            case 404:
-                raise ImageNotFound(
-                    f"{name}: not found in {host}",
-                    found=explain(response),
-                    todo=f"check the spelling; see the repository's tags ('skopeo list-tags docker://{name.name}')",
-                )
-            case 401 | 403:
-                target = Target(name.registry, name.repository, origin(self._base(name.registry)))
-                raise self._authorizer.refusal(target, f"{explain(response)} for {name}")
-            case _ if status >= 500:
-                raise RegistryUnavailable(
-                    f"{name}: {host} fails", found=explain(response), todo="the next cycle tries again"
-                )
-            case _:
-                raise ImageError(
-                    f"{name}: {host} does not give it",
-                    found=explain(response),
-                    expected="200 OK",
-                    todo="ask the registry's operator what the answer means",
-                )
+        self._bad_mirrors.add(mirror.base)
+        _log.warning("the mirror %s of %s is passed over: %s", mirror.registry, name.registry, error)
 
-    def _expect_blob(self, response: requests.Response, name: Reference, descriptor: Descriptor) -> None:
-        """Return for 200 with the right length.
+    def _may_pull(self, endpoint: Endpoint, name: Reference) -> None:
+        if not self._urgent:
+            self._asker.may_pull(endpoint, name)
 
-        Raises:
-            BlobMismatch: If the length is known to be wrong: before the download, not after.
-            ImageError: For any other status, by type.
-        """
-        status = response.status_code
-        if status != 200 and origin(response.url) != origin(self._base(name.registry)):
-            # Storage servers answer 403 to signed URLs that expired: it says nothing about access to the image.
-            raise RegistryUnavailable(
-                f"{name}: the storage of {name.registry} does not give blob {descriptor.digest}",
-                found=f"{describe(status)} from {origin(response.url)}",
-                todo="the next cycle tries again",
-            )
-        if status == 404:
-            # Not ImageNotFound: the manifest is there, so the image is not gone but damaged.
-            raise ImageError(
-                f"{name}: {name.registry} has the manifest but not its blob {descriptor.digest}",
-                found=explain(response),
-                todo="push the image again",
-            )
-        self._expect(response, name)
-        length = response.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) != descriptor.size:
-            raise BlobMismatch(
-                f"{name}: blob {descriptor.digest} of {name.registry} has another size",
-                found=f"{length[:20]} bytes",
-                expected=f"{descriptor.size} bytes",
-                todo="push the image again",
-            )
+    def _head(self, endpoint: Endpoint, name: Reference) -> Digest:
+        url = endpoint.manifest(name)
+        known = self._memory.recall(url) if name.digest is None else None
+        headers = _MANIFEST_HEADERS | ({"If-None-Match": known.etag} if known is not None else {})
+        with self._asker.exchange("HEAD", endpoint, name, url, headers) as response:
+            if known is not None and response.status_code == 304:
+                return known.digest
+            if response.status_code == 404:
+                self._memory.forget(url)
+            if response.status_code not in (405, 501):
+                self._asker.expect(response, endpoint, name)
+                digest = _parse_digest(response.headers.get("Docker-Content-Digest"), name)
+                if digest is not None:
+                    if name.digest is None:
+                        self._memory.remember(url, response.headers.get("ETag"), digest)
+                    return _same(digest, name.digest, name)
+                # A registry that confirms nothing but repeats itself: a GET counts as a pull, and this needs none.
+                if known is not None and response.headers.get("ETag") == known.etag:
+                    return known.digest
+        return self._manifest(endpoint, name)[1]
 
+    def _manifest(
+        self, endpoint: Endpoint, name: Reference, digest: Digest | None = None
+    ) -> tuple[bytes, Digest, str | None]:
+        self._may_pull(endpoint, name)
+        asked = digest or name.digest
+        url = endpoint.manifest(name, asked)
+        content, headers = self._asker.document(endpoint, name, url, _MANIFEST_HEADERS, MAX_DOCUMENT)
+        expected = asked or _parse_digest(headers.get("Docker-Content-Digest"), name)
+        if expected is None:
+            expected = Digest("sha256", hashlib.sha256(content).hexdigest())
+        verify(content, expected, f"{name}: manifest from {endpoint.registry}")
+        if asked is None:
+            self._memory.remember(url, headers.get("ETag"), expected)
+        return content, expected, headers.get("Content-Type")
 
-def _manifest_path(name: Reference, digest: Digest | None = None) -> str:
-    return f"/v2/{quote(name.repository)}/manifests/{digest or name.digest or name.tag}"
+    def _place(self, endpoint: Endpoint, name: Reference, descriptor: Descriptor) -> Place:
+        """The registry itself, asked until it has given the whole blob."""
 
+        def pieces(offset: int) -> Iterator[bytes]:
+            self._may_pull(endpoint, name)
+            yield from self._download(endpoint, name, descriptor).pieces(offset, self._timing)
 
-def _content_digest(response: requests.Response, name: Reference) -> Digest | None:
-    return _parse_digest(response.headers.get("Docker-Content-Digest"), name)
+        return Place(endpoint.base, pieces, lambda error: _log.debug("%s: not from the registry: %s", name, error))
+
+    def _mirror_place(self, mirror: Endpoint, name: Reference, descriptor: Descriptor) -> Place:
+        """A mirror, asked once."""
+
+        def pieces(offset: int) -> Iterator[bytes]:
+            self._may_pull(mirror, name)
+            yield from self._download(mirror, name, descriptor).once(offset, self._timing)
+
+        return Place(mirror.base, pieces, lambda error: self._pass_over(mirror, name, error))
+
+    def _download(self, endpoint: Endpoint, name: Reference, descriptor: Descriptor) -> Download:
+        url = endpoint.blob(name, descriptor.digest)
+        return Download(
+            str(name),
+            endpoint.registry,
+            descriptor,
+            lambda headers: self._asker.exchange("GET", endpoint, name, url, headers),
+            lambda response: self._asker.expect_blob(response, endpoint, name, descriptor),
+        )
 
 
 def _parse_digest(text: str | None, name: Reference) -> Digest | None:
@@ -377,10 +296,3 @@ def _same(digest: Digest, asked: Digest | None, name: Reference) -> Digest:
             f"{name}: {name.registry} has another manifest there", found=str(digest), expected=str(asked)
         )
     return asked or digest
-
-
-def _right_range(text: str | None, offset: int, size: int) -> bool:
-    match = _CONTENT_RANGE.match((text or "").strip())
-    if match is None:
-        return False
-    return int(match[1]) == offset and int(match[2]) == size - 1 and match[3] in ("*", str(size))

@@ -14,8 +14,9 @@ from typing import Any
 
 import requests
 
+from cvmfs_sync.registry.body import BodyCutError, read_body
 from cvmfs_sync.registry.politeness import Timing
-from cvmfs_sync.registry.transport import BodyCutError, describe, read_body
+from cvmfs_sync.registry.urls import describe
 
 __all__ = ["explain"]
 
@@ -23,20 +24,20 @@ MAX_LINE = 300
 MAX_BODY = 64 * 1024
 
 
-def explain(response: requests.Response) -> str:
+def explain(response: requests.Response, timing: Timing) -> str:
     """`403 Forbidden (DENIED: requested access to the resource is denied)`."""
     status = describe(response.status_code)
-    words = "; ".join(_messages(_beginning(response)))
+    words = "; ".join(_messages(_beginning(response, timing)))
     for secret in _secrets(response.request.headers.get("Authorization")):
         words = words.replace(secret, "***")
     words = "".join(c if c.isprintable() else " " for c in words)
     return f"{status} ({words[:MAX_LINE]})" if words.strip() else status
 
 
-def _beginning(response: requests.Response) -> bytes:
+def _beginning(response: requests.Response, timing: Timing) -> bytes:
     content = b""
     try:
-        for piece in read_body(response, Timing()):
+        for piece in read_body(response, timing, within=timing.patience.discard):
             content += piece
             if len(content) >= MAX_BODY:
                 break

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
+from pathlib import Path
 
-__all__ = ["Breaker", "Pace", "RegistrySettings", "Slots", "Timing", "backoff", "retry_after"]
+__all__ = ["Breaker", "Pace", "Patience", "RegistrySettings", "Slots", "Timing", "backoff", "retry_after"]
 
 MAX_RETRY_AFTER = 60.0
 MAX_BACKOFF = 8.0
@@ -33,11 +34,43 @@ class RegistrySettings:
         insecure: Plain HTTP instead of HTTPS.
         requests_per_second: At most so many requests start in a second; None for no limit.
         concurrency: At most so many requests, downloads included, are under way.
+        credentials: A file in the form of Docker's config.json whose entry for this registry is used, and no other.
+        ca_file: PEM file of the only CAs that may vouch for this host; None for those of the system.
+        mirrors: Pull-through caches to ask first, in order: `host[:port]` or URL, each with `/project` if it wants one
+            before repositories' names.
+        ratelimit_floor: With so many pulls left or fewer, only what somebody waits for is pulled.
+        foreign_layers: Whether layers that the registry does not keep are fetched from the URLs that manifests name.
     """
 
     insecure: bool = False
     requests_per_second: float | None = None
     concurrency: int = 4
+    credentials: Path | None = None
+    ca_file: Path | None = None
+    mirrors: tuple[str, ...] = ()
+    ratelimit_floor: int = 0
+    foreign_layers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for others, in seconds.
+
+    Attributes:
+        connect: For a connection.
+        read: For the next bytes.
+        answer: For an answer's whole head.
+        exchange: No new try starts later than that after the first; also for the whole of a document.
+        window: For so long, a body may be slower than 1 KiB/s.
+        discard: For the rest of a body that nobody wants.
+    """
+
+    connect: float = 10.0
+    read: float = 60.0
+    answer: float = 60.0
+    exchange: float = 180.0
+    window: float = 60.0
+    discard: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +82,14 @@ class Timing:
         wall_clock: Seconds since 1970.
         sleep: Waits for so many seconds.
         chance: A number from 0 to below 1.
+        patience: How long others may take.
     """
 
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
+    patience: Patience = Patience()
 
 
 def backoff(attempt: int, chance: float) -> float:

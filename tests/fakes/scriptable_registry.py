@@ -19,6 +19,7 @@ import base64
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import re
 import socket
@@ -115,6 +116,8 @@ class ScriptableRegistry:
         requests: All requests so far, in the order in which they came.
         connections: How many connections were made.
         content_digest: Whether answers have Docker-Content-Digest.
+        etags: Whether manifests have an ETag, and If-None-Match is answered with 304 where it fits.
+        headers: Further headers of all answers.
         ranges: Whether Range is answered with 206; else with 200 and everything.
         page_size: Tags in a page, whatever the client asks for; None for all.
         link: What goes around the next page's path and query in Link; `{host}` is replaced.
@@ -137,6 +140,8 @@ class ScriptableRegistry:
         self.auth = auth
         self.page_size = page_size
         self.content_digest = True
+        self.etags = False
+        self.headers: dict[str, str] = {}
         self.ranges = True
         self.link = '<{next}>; rel="next"'
         self.requests: list[RecordedRequest] = []
@@ -334,6 +339,17 @@ class ScriptableRegistry:
 
         self._script(path_regex, times, None, act)
 
+    def drip(self, path_regex: str, seconds: float, *, head: bool, times: int | None = None) -> None:
+        """Send the body, or head and body, byte by byte, so many seconds apart, until the client hangs up."""
+
+        def act(handler: _Handler) -> bool:
+            handler.pause = seconds
+            if head:
+                handler.wfile = _Dripping(handler.wfile, handler)
+            return False
+
+        self._script(path_regex, times, None, act)
+
     def before(self, path_regex: str, action: Callable[[], object], *, times: int | None = None) -> None:
         """Do something else when a request comes, then answer it as usual."""
 
@@ -359,6 +375,22 @@ class ScriptableRegistry:
 
     def _descriptor(self, media_type: str, content: bytes) -> dict[str, Any]:
         return {"mediaType": media_type, "digest": self.push_blob(content), "size": len(content)}
+
+
+class _Dripping(io.BufferedIOBase):
+    """A stream that takes its time."""
+
+    def __init__(self, stream: io.BufferedIOBase, handler: _Handler) -> None:
+        self.stream = stream
+        self._handler = handler
+
+    def write(self, content: Any) -> int:
+        """Byte by byte."""
+        for byte in content:
+            self.stream.write(bytes([byte]))
+            self.stream.flush()
+            time.sleep(self._handler.pause)
+        return len(content)
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -401,6 +433,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     cut_after: int | None = None
     corrupted = False
+    pause = 0.0
 
     def do_GET(self) -> None:
         self._serve()
@@ -421,7 +454,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         lower = {name.lower() for name in headers or {}}
         if not lower & {"content-length", "transfer-encoding"}:
             self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
+        for name, value in {**self.server.registry.headers, **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -430,7 +463,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(sent[: self.cut_after])
             self.hang_up()
         else:
-            self.wfile.write(sent)
+            (_Dripping(self.wfile, self) if self.pause else self.wfile).write(sent)
             if "content-length" in lower or "transfer-encoding" in lower:
                 self.close_connection = True  # whoever sets the length himself may be lying
         return True
@@ -443,7 +476,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         registry = self.server.registry
-        self.cut_after, self.corrupted = None, False
+        self.cut_after, self.corrupted, self.pause = None, False, 0.0
+        while isinstance(self.wfile, _Dripping):
+            self.wfile = self.wfile.stream
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with registry.lock:
@@ -517,6 +552,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers = {"Content-Type": media_type}
             if registry.content_digest:
                 headers["Docker-Content-Digest"] = sha256(content)
+            if registry.etags:
+                headers["ETag"] = f'"{sha256(content)}"'
+                if self.headers.get("If-None-Match") == headers["ETag"]:
+                    self.answer(304, b"", {"ETag": headers["ETag"]})
+                    return
             self._document(content, headers)
         elif match := re.fullmatch(r"/v2/(.+)/blobs/([^/]+)", path):
             blob = registry.blobs.get(match[2])

@@ -2,7 +2,8 @@
 
 Everything is importable from here, and from the module that has it: `images` builds images byte by byte, `registry`
 runs a real registry, `debian` makes a real image, `trees` compares, `commands` runs cvmfs-sync and tools, `cvmfs` is
-the fake server.
+the fake server. Not from here: `dockersave` writes archives, `podman` runs an engine,
+`tokens` is a token server for the registry, and makes certificates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Debian's `docker-registry` (CNCF Distribution) as a process of the tests, on loopback.
 
-`docker_registry()` starts one and stops it; what the tests push goes over HTTP byte by byte, so digests stay what the
-image builder made them.
+`start_docker_registry()` starts one and stops it; what the tests push goes over HTTP byte by byte, so digests stay what
+the image builder made them. To one that wants tokens or speaks TLS nothing is pushed: push to a plain one in the same
+directory first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import http.client
 import json
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -33,13 +35,17 @@ class RegistryServer:
         storage: Where it keeps its files, for tests that damage them.
         log: Its output, for a failing test to show.
         credentials: User and password where it wants some.
+        tls: Whether it speaks HTTPS.
     """
 
-    def __init__(self, host: str, storage: Path, log: Path, credentials: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, host: str, storage: Path, log: Path, credentials: tuple[str, str] | None = None, *, tls: bool = False
+    ) -> None:
         self.host = host
         self.storage = storage
         self.log = log
         self.credentials = credentials
+        self.tls = tls
 
     def reference(self, repository: str, tag: str) -> str:
         """`HOST/repository:tag`, or `HOST/repository@sha256:...` if `tag` is a digest."""
@@ -48,7 +54,7 @@ class RegistryServer:
     def push(self, repository: str, tag: str, image: Image | Index) -> str:
         """Push an image, or move `tag` to it; return its reference."""
         for digest, content in image.blobs().items():
-            self._push_blob(repository, digest, content)
+            self.push_blob(repository, digest, content)
         for digest, (media_type, content) in image.manifests().items():
             self.put_manifest(repository, digest, media_type, content)
         self.put_manifest(repository, tag, image.media_type, image.document)
@@ -105,6 +111,9 @@ class RegistryServer:
         if self.credentials:
             sent["Authorization"] = "Basic " + base64.b64encode(":".join(self.credentials).encode()).decode()
         connection = http.client.HTTPConnection(self.host, timeout=60)
+        if self.tls:
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection(self.host, timeout=60, context=context)
         try:
             connection.request(method, path, body, sent)
             response = connection.getresponse()
@@ -119,10 +128,11 @@ class RegistryServer:
         for child in document.get("manifests", ()):
             self._push_descriptor(layout, repository, child)
         for blob in (*document.get("layers", ()), *([document["config"]] if "config" in document else [])):
-            self._push_blob(repository, blob["digest"], _layout_blob(layout, blob["digest"]))
+            self.push_blob(repository, blob["digest"], _layout_blob(layout, blob["digest"]))
         self.put_manifest(repository, descriptor["digest"], descriptor["mediaType"], content)
 
-    def _push_blob(self, repository: str, digest: str, content: bytes) -> None:
+    def push_blob(self, repository: str, digest: str, content: bytes) -> None:
+        """Push one blob, if it is not there."""
         if self.request("HEAD", f"/v2/{repository}/blobs/{digest}")[0] == 200:
             return
         status, headers, body = self.request("POST", f"/v2/{repository}/blobs/uploads/")
@@ -141,12 +151,20 @@ class RegistryServer:
 
 
 @contextmanager
-def start_docker_registry(directory: Path, htpasswd: tuple[str, str] | None = None) -> Iterator[RegistryServer]:
+def start_docker_registry(
+    directory: Path,
+    htpasswd: tuple[str, str] | None = None,
+    *,
+    certificate: tuple[Path, Path] | None = None,
+    token: Mapping[str, str] | None = None,
+) -> Iterator[RegistryServer]:
     """Run a registry of one's own for the length of a `with` block.
 
     Args:
-        directory: For its storage, configuration and log; made if missing.
+        directory: For its storage, configuration and log; made if missing. What an earlier one stored is kept.
         htpasswd: User and password without which it answers 401.
+        certificate: PEM files of certificate and key, to speak HTTPS.
+        token: Its `auth.token` section: whose tokens it wants (`TokenServer.section`).
     """
     require("docker-registry", *(["htpasswd"] if htpasswd else []))
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,7 +174,7 @@ def start_docker_registry(directory: Path, htpasswd: tuple[str, str] | None = No
         # Another process may take the port between here and the start of the registry: then with another one.
         host = f"127.0.0.1:{free_port()}"
         configuration = directory / "config.json"  # YAML is a superset
-        configuration.write_text(json.dumps(_configuration(directory, host, storage, htpasswd)))
+        configuration.write_text(json.dumps(_configuration(directory, host, storage, htpasswd, certificate, token)))
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 ["docker-registry", "serve", configuration],
@@ -165,7 +183,7 @@ def start_docker_registry(directory: Path, htpasswd: tuple[str, str] | None = No
                 stderr=subprocess.STDOUT,
                 env={"PATH": "/usr/bin:/bin", "HOME": str(directory)},
             )
-        server = RegistryServer(host, storage, log, htpasswd)
+        server = RegistryServer(host, storage, log, htpasswd, tls=certificate is not None)
         try:
             if _answers(server, process):
                 yield server
@@ -181,7 +199,14 @@ def start_docker_registry(directory: Path, htpasswd: tuple[str, str] | None = No
     raise AssertionError(f"docker-registry does not start:\n{last}")
 
 
-def _configuration(directory: Path, host: str, storage: Path, htpasswd: tuple[str, str] | None) -> dict[str, Any]:
+def _configuration(
+    directory: Path,
+    host: str,
+    storage: Path,
+    htpasswd: tuple[str, str] | None,
+    certificate: tuple[Path, Path] | None,
+    token: Mapping[str, str] | None,
+) -> dict[str, Any]:
     configuration: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": False}},
@@ -192,6 +217,10 @@ def _configuration(directory: Path, host: str, storage: Path, htpasswd: tuple[st
         passwords = directory / "htpasswd"
         passwords.write_text(run("htpasswd", "-Bbn", "-C", "4", *htpasswd))
         configuration["auth"] = {"htpasswd": {"realm": "tests", "path": str(passwords)}}
+    if certificate:
+        configuration["http"]["tls"] = {"certificate": str(certificate[0]), "key": str(certificate[1])}
+    if token:
+        configuration["auth"] = {"token": dict(token)}
     return configuration
 
 
@@ -204,7 +233,7 @@ def _answers(server: RegistryServer, process: subprocess.Popen[bytes]) -> bool:
         except OSError:
             time.sleep(0.02)
             continue
-        return status == 200 and "docker-distribution-api-version" in headers and process.poll() is None
+        return status in (200, 401) and "docker-distribution-api-version" in headers and process.poll() is None
     return False
 
 
