@@ -9,12 +9,12 @@ contradicts the transport's.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from cvmfs_sync.document import MAX_DOCUMENT, field_of, list_of, parse_object
 from cvmfs_sync.errors import BlobMismatch, InvalidManifest, InvalidReference
 from cvmfs_sync.reference import ArtifactReference, Digest, ImageName, Platform
 
@@ -31,7 +31,6 @@ __all__ = [
     "parse_artifact",
     "parse_config",
     "parse_document",
-    "parse_json",
     "verify",
 ]
 
@@ -54,16 +53,11 @@ _LAYER_TYPES = (
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
 _LAYER_TYPE = re.compile(f"({'|'.join(map(re.escape, _LAYER_TYPES))})([+.](gzip|zstd|zstd:chunked))?\\Z")
-# The floor that the distribution-spec sets for manifests; configurations are held to the same.
-MAX_DOCUMENT = 4 * 1024 * 1024
 MAX_LAYERS = 1024
 _ATTESTATION = "vnd.docker.reference.type"
 # The second is what Singularity 3.0 wrote, misspelt as it is.
 _SIF = "application/vnd.sylabs.sif.layer.v1.sif"
 _SIF_TYPES = frozenset({_SIF, "appliciation/vnd.sylabs.sif.layer.tar"})
-# What may be half a character, which can be written to no file.
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +213,8 @@ def parse_artifact(content: bytes, digest: Digest, media_type: str | None, what:
     document, kind = _document(content, media_type, what)
     if kind in _INDEX_TYPES:
         return _index(document, digest, what)
-    config = _descriptor(_get(document, "config", dict, what), what)
-    layers = [_descriptor(item, what) for item in _list(document, "layers", dict, what)]
+    config = _descriptor(field_of(document, "config", dict, what), what)
+    layers = [_descriptor(item, what) for item in list_of(document, "layers", dict, what)]
     if len(layers) == 1 and layers[0].media_type in _SIF_TYPES:
         return layers[0]
     image = config.media_type in CONFIG_TYPES
@@ -235,9 +229,9 @@ def parse_artifact(content: bytes, digest: Digest, media_type: str | None, what:
 
 def _document(content: bytes, media_type: str | None, what: str) -> tuple[Mapping[str, Any], str]:
     """A manifest's or index's fields, and which of the two it is, by media type."""
-    document = _load(content, what)
+    document = parse_object(content, what)
     outer = (media_type or "").partition(";")[0].strip().lower()
-    inner = _get(document, "mediaType", str, what, default="")
+    inner = field_of(document, "mediaType", str, what, default="")
     known = _INDEX_TYPES | _MANIFEST_TYPES
     if inner and outer in known and inner != outer:
         raise InvalidManifest(f"{what}: media types contradict each other", found=inner, expected=outer)
@@ -266,19 +260,19 @@ def parse_config(content: bytes, manifest: Manifest, what: str) -> ImageConfig:
     Raises:
         InvalidManifest: If a field has the wrong type or the number of diff_ids is not the number of layers.
     """
-    document = _load(content, what)
-    rootfs = _get(document, "rootfs", dict, what)
+    document = parse_object(content, what)
+    rootfs = field_of(document, "rootfs", dict, what)
     if rootfs.get("type") != "layers":
         raise InvalidManifest(f"{what}: rootfs.type", found=repr(rootfs.get("type"))[:100], expected="'layers'")
-    diff_ids = tuple(_digest(text, f"{what}: rootfs.diff_ids") for text in _list(rootfs, "diff_ids", str, what))
+    diff_ids = tuple(_digest(text, f"{what}: rootfs.diff_ids") for text in list_of(rootfs, "diff_ids", str, what))
     if len(diff_ids) != len(manifest.layers):
         raise InvalidManifest(
             f"{what}: configuration and manifest disagree",
             found=f"{len(diff_ids)} diff_ids",
             expected=f"{len(manifest.layers)}, one for each layer",
         )
-    inner = _get(document, "config", dict, what, default={})
-    labels = _get(inner, "Labels", dict, what, default={})
+    inner = field_of(document, "config", dict, what, default={})
+    labels = field_of(inner, "Labels", dict, what, default={})
     if not all(isinstance(value, str) for value in labels.values()):
         raise InvalidManifest(f"{what}: config.Labels", found="a value that is no text", expected="text to text")
     entrypoint, command = inner.get("Entrypoint"), inner.get("Cmd")
@@ -286,22 +280,22 @@ def parse_config(content: bytes, manifest: Manifest, what: str) -> ImageConfig:
         digest=manifest.config.digest,
         platform=_platform(document, what) or Platform(),
         diff_ids=diff_ids,
-        environment=_list(inner, "Env", str, what),
+        environment=list_of(inner, "Env", str, what),
         # Old builders wrote a bare string for what is a list.
-        entrypoint=(entrypoint,) if isinstance(entrypoint, str) else _list(inner, "Entrypoint", str, what),
-        command=(command,) if isinstance(command, str) else _list(inner, "Cmd", str, what),
+        entrypoint=(entrypoint,) if isinstance(entrypoint, str) else list_of(inner, "Entrypoint", str, what),
+        command=(command,) if isinstance(command, str) else list_of(inner, "Cmd", str, what),
         labels=labels,
-        working_directory=_get(inner, "WorkingDir", str, what, default=""),
-        user=_get(inner, "User", str, what, default=""),
-        created=_get(document, "created", str, what, default="") or None,
+        working_directory=field_of(inner, "WorkingDir", str, what, default=""),
+        user=field_of(inner, "User", str, what, default=""),
+        created=field_of(document, "created", str, what, default="") or None,
     )
 
 
 def _index(document: Mapping[str, Any], digest: Digest, what: str) -> Index:
     entries = []
-    for item in _list(document, "manifests", dict, what):
-        annotations = _get(item, "annotations", dict, what, default={})
-        platform = _get(item, "platform", dict, what, default={})
+    for item in list_of(document, "manifests", dict, what):
+        annotations = field_of(item, "annotations", dict, what, default={})
+        platform = field_of(item, "platform", dict, what, default={})
         attestation = _ATTESTATION in annotations or platform.get("os") == "unknown"
         entries.append(
             IndexEntry(
@@ -316,16 +310,16 @@ def _index(document: Mapping[str, Any], digest: Digest, what: str) -> Index:
 def _manifest(document: Mapping[str, Any], digest: Digest, what: str) -> Manifest:
     if not isinstance(document.get("layers"), list):
         raise InvalidManifest(f"{what}: manifest without layers", expected="a list 'layers'")
-    config = _descriptor(_get(document, "config", dict, what), what)
+    config = _descriptor(field_of(document, "config", dict, what), what)
     if config.media_type not in CONFIG_TYPES:
-        sif = any(layer.get("mediaType") in _SIF_TYPES for layer in _list(document, "layers", dict, what))
+        sif = any(layer.get("mediaType") in _SIF_TYPES for layer in list_of(document, "layers", dict, what))
         raise InvalidManifest(
             f"{what}: an artifact, not a container image",
             found=f"config of type {config.media_type[:200]}",
             expected=" or ".join(sorted(CONFIG_TYPES)),
             todo="write 'oras://' before the name: it is a SIF file" if sif else None,
         )
-    layers = tuple(_descriptor(item, what) for item in _list(document, "layers", dict, what))
+    layers = tuple(_descriptor(item, what) for item in list_of(document, "layers", dict, what))
     if len(layers) > MAX_LAYERS:
         raise InvalidManifest(f"{what}: too many layers", found=str(len(layers)), expected=f"at most {MAX_LAYERS}")
     for layer in layers:
@@ -339,23 +333,23 @@ def _manifest(document: Mapping[str, Any], digest: Digest, what: str) -> Manifes
 
 
 def _descriptor(item: Mapping[str, Any], what: str) -> Descriptor:
-    size = _get(item, "size", int, what)
+    size = field_of(item, "size", int, what)
     if size < 0:
         raise InvalidManifest(f"{what}: negative size", found=str(size))
     return Descriptor(
-        _get(item, "mediaType", str, what),
+        field_of(item, "mediaType", str, what),
         _digest(item.get("digest"), f"{what}: descriptor"),
         size,
-        _list(item, "urls", str, what),
+        list_of(item, "urls", str, what),
     )
 
 
 def _platform(item: Mapping[str, Any], what: str) -> Platform | None:
-    os_name = _get(item, "os", str, what, default="")
-    architecture = _get(item, "architecture", str, what, default="")
+    os_name = field_of(item, "os", str, what, default="")
+    architecture = field_of(item, "architecture", str, what, default="")
     if not os_name or not architecture:
         return None
-    return Platform(os_name, architecture, _get(item, "variant", str, what, default="") or None)
+    return Platform(os_name, architecture, field_of(item, "variant", str, what, default="") or None)
 
 
 def _digest(text: object, what: str) -> Digest:
@@ -363,59 +357,3 @@ def _digest(text: object, what: str) -> Digest:
         return Digest.parse(text)
     except InvalidReference as error:
         raise InvalidManifest(f"{what}: {error.what}", found=error.found, expected=error.expected) from None
-
-
-def parse_json(content: bytes, what: str) -> Any:
-    """Read a JSON document of bounded size in which no key stands twice.
-
-    Raises:
-        InvalidManifest: It is none.
-    """
-    if len(content) > MAX_DOCUMENT:
-        raise InvalidManifest(f"{what}: too large", found=f"{len(content)} bytes", expected=f"at most {MAX_DOCUMENT}")
-    try:
-        # Left to itself, `json` takes UTF-16 for JSON, too, which no other reader does.
-        document = json.loads(content.decode(), object_pairs_hook=_unique)
-        if _SURROGATE.search(content):
-            json.dumps(document, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise InvalidManifest(f"{what}: not JSON", found=str(error)[:200]) from None
-    return document
-
-
-def _load(content: bytes, what: str) -> Mapping[str, Any]:
-    document = parse_json(content, what)
-    if not isinstance(document, dict):
-        raise InvalidManifest(f"{what}: not a JSON object", found=type(document).__name__)
-    return document
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return document
-
-
-_MISSING: Any = object()
-
-
-def _get(item: Mapping[str, Any], key: str, kind: type[T], what: str, default: T = _MISSING) -> T:
-    """The value at `key`; null counts as missing, as Go's encoder writes it for empty values."""
-    value = item.get(key)
-    if value is None and default is not _MISSING:
-        return default
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = "nothing" if value is None else type(value).__name__
-        raise InvalidManifest(f"{what}: field {key!r}", found=found, expected=kind.__name__)
-    return value
-
-
-def _list(item: Mapping[str, Any], key: str, kind: type[T], what: str) -> tuple[T, ...]:
-    values = _get(item, key, list, what, default=[])
-    for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InvalidManifest(
-                f"{what}: field {key!r}", found=f"a list with {type(value).__name__}", expected=f"{kind.__name__}s"
-            )
-    return tuple(values)

@@ -68,11 +68,17 @@ class ImageList:
     """All wishes that could be read, and all that is wrong with the list, by line.
 
     With errors, `wishes` is what remains, not what the list means: retiring by it would retire what is merely misspelt.
+
+    Attributes:
+        blocked: What must not be published.
+        stale: Whether this is an older list, in force because the present one can't be read: good for publishing, and
+            no proof that something is not wished for.
     """
 
     wishes: tuple[Wish, ...]
     problems: tuple[Problem, ...]
     blocked: tuple[Blocked, ...] = ()
+    stale: bool = False
 
     def block(self, name: ImageName | None, *digests: Digest | None) -> Blocked | None:
         """The entry of `blocked` that is about this name, or one of these digests, if there is one."""
@@ -181,7 +187,7 @@ class _Entry(StrictModel):
 
     image: str = Field(
         description="Image reference; its tag may be a glob. Without a tag if `tags` is given.",
-        examples=["docker.io/library/debian:12.5", "docker.io/library/debian:12*", "oci:/srv/images/tools:1.0"],
+        examples=["docker.io/library/debian:12.5", "docker.io/library/debian:12*", "docker-archive:/srv/tools.tar:1.0"],
     )
     # Read apart from the model: its mistakes have lines of their own.
     tags: Annotated[Any, WithJsonSchema(FILTER_SCHEMA)] = None
@@ -248,6 +254,7 @@ class _Reader:
         if isinstance(data, dict) and data.get("blocked") is not None:
             blocked, problems = read_blocked(data["blocked"], lines, self.file, self.base)
             self.problems.extend(problems)
+            self._blocked_wishes(blocked)
         problems = tuple(sorted(self.problems, key=lambda problem: problem.line or 0))
         return ImageList(tuple(self.wishes), problems, blocked)
 
@@ -373,6 +380,14 @@ class _Reader:
             if first is not wish:
                 message = f"{wish} stands twice, on lines {first.line} and {wish.line}; remove one"
                 self.problems.append(Problem(self.file, wish.line, "images", message))
+
+    def _blocked_wishes(self, blocked: tuple[Blocked, ...]) -> None:
+        """Tell whoever asks for what is blocked by its name."""
+        for wish in self.wishes:
+            entry = next((each for each in blocked if each.blocks(wish.name)), None)
+            if entry is not None:
+                message = f"{wish} is blocked, on line {entry.line}: {entry.reason}"
+                self.problems.append(Problem(self.file, wish.line, "images", message, "warning"))
 
     def _try(self, read: Callable[[Raw], Value], raw: Raw, path: KeyPath) -> Value | None:
         """`read(raw)`, or None with a problem for its ValueError."""

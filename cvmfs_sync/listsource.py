@@ -3,17 +3,21 @@
 A path or URL goes in, a valid `ImageList` comes out. Of a list from a URL the last good copy is kept in the state
 directory, and stays in force while the server is down or answers with something that is no valid list; the server is
 asked with the copy's ETag, so an unchanged list costs one short answer. A file has no copy: whoever can break it can
-mend it, and a broken one must not go unnoticed.
+mend it, and a broken one must not go unnoticed. A URL may hold a password or a token: messages and the state directory
+have it without user and query.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import secrets
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
@@ -45,13 +49,13 @@ def read_list(source: Path | str, state_dir: Path, *, today: date) -> ImageList:
     copy = _Copy(state_dir / "image-list", source)
     try:
         text = _download(source, copy)
-        wishes = parse(text, base=state_dir, today=today, file=source).require_valid()
+        wishes = parse(text, base=state_dir, today=today, file=_shown(source)).require_valid()
     except ListError as error:
         kept = copy.text()
         if kept is None:
             raise
         log.warning("the last good copy of the image list stays in force: %s", error)
-        return parse(kept, base=state_dir, today=today, file=source).require_valid()
+        return replace(parse(kept, base=state_dir, today=today, file=_shown(source)).require_valid(), stale=True)
     copy.keep(text)
     return wishes
 
@@ -62,14 +66,14 @@ class _Copy:
     def __init__(self, path: Path, url: str) -> None:
         self._text = path.with_suffix(".yaml")
         self._about = path.with_suffix(".json")
-        self._url = url
+        self._url = hashlib.sha256(url.encode()).hexdigest()
         self.etag: str | None = None
         self.fresh_etag: str | None = None
         try:
             about = json.loads(self._about.read_bytes())
-            if about["url"] == url and self._text.is_file():
+            if about["url"] == self._url and self._text.is_file():
                 self.etag = about["etag"]
-            self._usable = bool(about["url"] == url)
+            self._usable = bool(about["url"] == self._url)
         except (OSError, ValueError, KeyError, TypeError):
             self._usable = False
 
@@ -109,16 +113,35 @@ def _download(url: str, copy: _Copy) -> bytes:
                 return kept
             if answer.status_code != requests.codes.ok:
                 found = f"HTTP status {answer.status_code}"
-                raise ListError(f"{url}: the image list cannot be downloaded", found=found, expected="200", todo=todo)
+                raise ListError(
+                    f"{_shown(url)}: the image list cannot be downloaded", found=found, expected="200", todo=todo
+                )
             text = b""
             for piece in answer.iter_content(1 << 16):
                 text += piece
                 if len(text) > MAX_BYTES:
-                    raise ListError(f"{url}: the image list is too large", expected=f"at most {MAX_BYTES} bytes")
+                    raise ListError(
+                        f"{_shown(url)}: the image list is too large", expected=f"at most {MAX_BYTES} bytes"
+                    )
             copy.fresh_etag = answer.headers.get("ETag")
             return text
     except requests.RequestException as error:
-        raise ListError(f"{url}: the image list cannot be downloaded", found=str(error)[:500], todo=todo) from error
+        raise ListError(
+            f"{_shown(url)}: the image list cannot be downloaded", found=_why(error, url), todo=todo
+        ) from None
+
+
+def _shown(url: str) -> str:
+    """The URL without user and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _why(error: requests.RequestException, url: str) -> str:
+    text = str(error)
+    for secret in (urlsplit(url).query, urlsplit(url).netloc.rpartition("@")[0]):
+        text = text.replace(secret, "***") if secret else text
+    return text[:500]
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,17 +1,22 @@
 """Cycle reports as Prometheus metrics.
 
 A report goes in after each cycle; numbers come out on an HTTP endpoint. Names, units and labels are documented in
-`docs/metrics.md`, which a test holds equal to this module. Label values are a closed set: no image is ever one.
+`docs/metrics.md`, which a test holds equal to this module. Label values are a closed set: no image is ever one. What is
+known about registries is asked for whenever Prometheus asks.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from typing import Protocol
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from cvmfs_sync import __version__
 from cvmfs_sync.cycle import RESULTS, CycleReport
@@ -21,6 +26,51 @@ __all__ = ["CYCLE_RESULTS", "Metrics"]
 
 CYCLE_RESULTS = ("ok", "image_failed", "stopped", "list_invalid")
 _BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600)
+
+
+class RateLimit(Protocol):
+    """What a registry said about its limit on pulls."""
+
+    @property
+    def limit(self) -> int | None:
+        """So many in all."""
+
+    @property
+    def remaining(self) -> int:
+        """So many are left."""
+
+
+class _Registries(Collector):
+    def __init__(
+        self,
+        requests: Callable[[], Mapping[tuple[str, str], int]],
+        rate_limits: Callable[[], Mapping[str, RateLimit]],
+    ) -> None:
+        self._requests = requests
+        self._rate_limits = rate_limits
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: there is none before a registry was asked."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """What is known now."""
+        count = CounterMetricFamily(
+            "cvmfs_sync_registry_requests", "Requests to a registry or mirror by result", labels=["host", "result"]
+        )
+        for labels, number in self._requests().items():
+            count.add_metric(labels, number)
+        limit = GaugeMetricFamily(
+            "cvmfs_sync_registry_ratelimit_limit", "Pulls that a registry allows in its window", labels=["host"]
+        )
+        remaining = GaugeMetricFamily(
+            "cvmfs_sync_registry_ratelimit_remaining", "Pulls that a registry last said were left", labels=["host"]
+        )
+        for host, said in self._rate_limits().items():
+            remaining.add_metric([host], said.remaining)
+            if said.limit is not None:
+                limit.add_metric([host], said.limit)
+        return count, limit, remaining
 
 
 class Metrics:
@@ -74,6 +124,19 @@ class Metrics:
                 found=str(error), todo="choose another address in metrics.listen, or null for none",
             ) from error  # fmt: skip
         return server, server.server_port
+
+    def watch_registries(
+        self,
+        requests: Callable[[], Mapping[tuple[str, str], int]],
+        rate_limits: Callable[[], Mapping[str, RateLimit]],
+    ) -> None:
+        """Show what these two functions tell when Prometheus asks.
+
+        Args:
+            requests: How many requests there were, by host and result.
+            rate_limits: What each host said last.
+        """
+        self.registry.register(_Registries(requests, rate_limits))
 
     def list_read(self, *, valid: bool) -> None:
         """The image list has been read."""

@@ -7,7 +7,7 @@ meant at that moment, even if it moves meanwhile. Choosing tags and platforms is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, assert_never
@@ -36,13 +36,13 @@ from cvmfs_sync.reference import (
     Platform,
     Reference,
 )
-from cvmfs_sync.tags import select
+from cvmfs_sync.tags import TagFilter, select
 
 if TYPE_CHECKING:
     # It brings the validation of whole files with it, which `unpack` has no use for.
     from cvmfs_sync.imagelist import Wish
 
-__all__ = ["Sources", "choose", "expand", "resolve", "resolve_artifact", "source_digest"]
+__all__ = ["Sources", "choose", "expand", "resolve", "resolve_artifact", "selected", "source_digest"]
 
 Leaf = TypeVar("Leaf")
 Parser: TypeAlias = Callable[[bytes, Digest, str | None, str], Index | Leaf]
@@ -111,15 +111,22 @@ def expand(wish: Wish, sources: Sources) -> tuple[ImageName, ...]:
         ImageNotFound: If the filter selects none.
         ImageError: If the tags can't be listed.
     """
-    if wish.tags is None:
-        return (wish.name,)
-    selected = select(sources.tags(wish.name), wish.tags, wish.keep)
-    if not selected:
+    return (wish.name,) if wish.tags is None else selected(wish, wish.tags, sources.tags(wish.name))
+
+
+def selected(wish: Wish, tag_filter: TagFilter, tags: Iterable[str]) -> tuple[ImageName, ...]:
+    """The names that a filtering wish means, by all tags of its repository.
+
+    Raises:
+        ImageNotFound: If the filter selects none.
+    """
+    chosen = select(tags, tag_filter, wish.keep)
+    if not chosen:
         raise ImageNotFound(
-            f"{wish.name}: no tag matches {wish.tags}",
+            f"{wish.name}: no tag matches {tag_filter}",
             todo="compare the filter with the tags of the repository",
         )
-    return tuple(replace(wish.name, tag=tag) for tag in selected)
+    return tuple(replace(wish.name, tag=tag) for tag in chosen)
 
 
 def source_digest(name: ImageName, sources: Sources) -> Digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -69,6 +70,110 @@ def test_indexes_are_read_and_attestations_are_marked() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("entry", "platform", "attestation"),
+    [
+        ({}, None, False),
+        ({"platform": None}, None, False),
+        ({"platform": {}}, None, False),
+        ({"platform": {"architecture": "amd64"}}, None, False),
+        ({"platform": {"os": "linux", "architecture": "arm", "variant": "v7"}}, "linux/arm/v7", False),
+        ({"platform": {"os": "linux", "architecture": "amd64", "variant": ""}}, "linux/amd64", False),
+        (
+            {"platform": {"os": "windows", "architecture": "amd64", "os.version": "10.0.1", "os.features": ["x"]}},
+            "windows/amd64", False,
+        ),
+        ({"platform": {"os": "linux", "architecture": "amd64", "os.version": 7, "features": 7}}, "linux/amd64", False),
+        ({"platform": {"os": "unknown", "architecture": "unknown"}}, None, True),
+        ({"annotations": {"vnd.docker.reference.type": "attestation-manifest"}}, None, True),
+        (
+            {
+                "annotations": {"vnd.docker.reference.type": "attestation-manifest"},
+                "platform": {"os": "linux", "architecture": "amd64"},
+            },
+            None, True,
+        ),
+        ({"annotations": None, "urls": None, "data": "aGVsbG8=", "artifactType": "x"}, None, False),
+    ],
+)  # fmt: skip
+def test_entries_of_an_index(entry: dict[str, Any], platform: str | None, attestation: bool) -> None:
+    """With and without a platform; what only Windows has is not looked at; attestations are told by either mark."""
+    fields = {"mediaType": OCI_MANIFEST, "digest": str(DIGEST), "size": 1}
+    document = read({"schemaVersion": 2, "manifests": [{**fields, **entry}]}, OCI_INDEX)
+    assert isinstance(document, Index)
+    (found,) = document.entries
+    assert (str(found.platform) if found.platform else None, found.attestation) == (platform, attestation)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"size": -1}, "negative size"),
+        ({"size": None}, "'size'"),
+        ({"digest": "sha256:../../etc/passwd"}, "not a digest"),
+        ({"digest": f"sha512:{DIGEST.hex}"}, "not a digest"),
+        ({"digest": f"{DIGEST}\n"}, "not a digest"),
+        ({"digest": None}, "not a digest"),
+        ({"mediaType": None}, "'mediaType'"),
+        ({"platform": []}, "'platform'"),
+        ({"platform": {"os": 7}}, "'os'"),
+        ({"platform": {"os": "linux", "architecture": "arm", "variant": 7}}, "'variant'"),
+        ({"annotations": []}, "'annotations'"),
+    ],
+)
+def test_entries_that_break_the_specification_are_refused(entry: dict[str, Any], words: str) -> None:
+    """Also those of platforms that nobody asked for: an index is right or wrong for everybody."""
+    fields = {"mediaType": OCI_MANIFEST, "digest": str(DIGEST), "size": 1}
+    with pytest.raises(InvalidManifest) as caught:
+        read({"schemaVersion": 2, "manifests": [{**fields, **entry}]}, OCI_INDEX)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [Index, Manifest])
+@pytest.mark.parametrize(
+    ("content_type", "right"),
+    [
+        ("{}", True),
+        ("{}; charset=utf-8", True),
+        (" {} ;charset=utf-8; x=y", True),
+        ("{upper}", True),
+        ("application/json", True),
+        ("", True),
+        ("{other}", False),
+        ("{other}; charset=utf-8", False),
+    ],
+)
+def test_what_the_transport_says_is_held_against_the_document(kind: type, content_type: str, right: bool) -> None:
+    """A type of images that is not the document's is refused, whatever its parameters; any other says nothing."""
+    document = IMAGE.manifest_bytes if kind is Manifest else support.Index((IMAGE,)).document
+    own, other = (OCI_MANIFEST, OCI_INDEX) if kind is Manifest else (OCI_INDEX, OCI_MANIFEST)
+    media_type = content_type.replace("{}", own).replace("{upper}", own.upper()).replace("{other}", other)
+    if right:
+        assert isinstance(read(document, media_type), kind)
+    else:
+        with pytest.raises(InvalidManifest, match="media types contradict each other"):
+            read(document, media_type)
+
+
+def test_sha512_is_as_good_as_sha256() -> None:
+    """The specification registers both: descriptors, diff_ids and the document's own digest may be either."""
+    layers = [{**each, "digest": f"sha512:{DIGEST.hex * 2}"} for each in json.loads(IMAGE.manifest_bytes)["layers"]]
+    document = read(manifest(layers=layers))
+    assert isinstance(document, Manifest)
+    assert [each.digest.algorithm for each in document.layers] == ["sha512", "sha512"]
+    content = b"content"
+    right = Digest("sha512", hashlib.sha512(content).hexdigest())
+    assert verify(content, right, "x") == content
+    with pytest.raises(BlobMismatch):
+        verify(content + b"!", right, "x")
+
+
+def test_a_layer_of_estargz_is_an_ordinary_one() -> None:
+    """Its table of contents is an entry of the tar stream and an annotation, neither of which means anything here."""
+    annotations = {"containerd.io/snapshot/stargz/toc.digest": str(DIGEST)}
+    assert isinstance(read(layer(annotations=annotations)), Manifest)
+
+
 def test_an_index_without_a_media_type_is_told_by_its_form() -> None:
     """The OCI specification lets `mediaType` be left out."""
     assert isinstance(read({"schemaVersion": 2, "manifests": []}, None), Index)
@@ -91,6 +196,10 @@ def test_layers_of_all_compressions_are_read(suffix: str) -> None:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"[]", "not a JSON object"),
+        (json.dumps(manifest()).encode("utf-16"), "not JSON"),
+        (b"\xef\xbb\xbf" + IMAGE.manifest_bytes, "not JSON"),
+        (IMAGE.manifest_bytes[:-1] + b',"x":"\\ud800"}', "not JSON"),
+        (b'{"size": ' + b"1" * 5000 + b"}", "not JSON"),
         (b'{"schemaVersion": 2, "schemaVersion": 2}', "twice"),
         (IMAGE.manifest_bytes[:-1] + b',"x":{"y":1,"y":2}}', "twice"),
         (b" " * (4 * 1024 * 1024 + 1), "too large"),
@@ -145,6 +254,9 @@ def test_manifests_that_break_the_specification_are_refused(document: object, wo
         ({"config": {"Labels": {"a": 1}}}, "Labels"),
         ({"config": {"Cmd": {}}}, "'Cmd'"),
         ({"os": 7}, "'os'"),
+        ({"rootfs": {"type": "layers", "diff_ids": [str(DIGEST)] * 3}}, "3 diff_ids; expected: 2, one for each layer"),
+        ({"rootfs": {"type": "layers", "diff_ids": [str(DIGEST), None]}}, "'diff_ids'; found: a list with NoneType"),
+        ({"rootfs": {"type": "layers", "diff_ids": str(DIGEST)}}, "'diff_ids'"),
     ],
 )
 def test_configurations_that_break_the_specification_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -183,3 +295,12 @@ def test_a_document_of_another_kind_is_no_image() -> None:
     """A media type that no image has is named in the message."""
     with pytest.raises(InvalidManifest, match="not a container image; found: media type text/html"):
         read(manifest(mediaType="text/html"), None)
+
+
+def test_half_a_character_in_a_configuration_is_refused() -> None:
+    """It could be written to no file, and the whole image would fail there."""
+    content = IMAGE.config_bytes.replace(b'"A=1"', b'"A=\\ud800"')
+    with pytest.raises(InvalidManifest, match="not JSON"):
+        parse_config(content, _manifest(IMAGE), "x")
+    whole = IMAGE.config_bytes.replace(b'"A=1"', b'"A=\\ud83d\\ude00"')
+    assert parse_config(whole, _manifest(IMAGE), "x").environment[0] == "A=\U0001f600"

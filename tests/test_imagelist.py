@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from cvmfs_sync import imagelist
 from cvmfs_sync.errors import ListError
 from cvmfs_sync.imagelist import ImageList, Wish
-from cvmfs_sync.reference import Digest, LayoutReference, Platform, Reference
+from cvmfs_sync.reference import (
+    ArchiveReference,
+    ArtifactReference,
+    Digest,
+    EngineReference,
+    LayoutReference,
+    Platform,
+    Reference,
+)
 from cvmfs_sync.tags import Globs, Regex, Semver
 
 BASE = Path("/lists")
@@ -84,6 +92,15 @@ NAMES = [
     ("- oci:/images/x:1", "oci:/images/x:1"),
     ("- oci:x@y:1.*", "oci:/lists/x@y (1.*)"),
     ("- {image: 'oci:x', tags: ['*']}", "oci:/lists/x (*)"),
+    ("- docker-archive:x.tar", "docker-archive:/lists/x.tar"),
+    ("- docker-archive:/srv/x y.tar:1", "docker-archive:/srv/x y.tar:1"),
+    ("- docker-archive:x@y.tar:1.*", "docker-archive:/lists/x@y.tar (1.*)"),
+    ("- docker-daemon:tool:1", "docker-daemon:tool:1"),
+    ("- docker-daemon:localhost/tool", "docker-daemon:localhost/tool:latest"),
+    ("- docker-daemon:localhost:5000/tool:v*", "docker-daemon:localhost:5000/tool (v*)"),
+    ("- {image: 'docker-daemon:tool', tags: {semver: '>=1'}}", "docker-daemon:tool (semver >=1)"),
+    ("- oras://ghcr.io/a/b:1", "oras://ghcr.io/a/b:1"),
+    ("- oras://host:5000/a/b:1*", "oras://host:5000/a/b (1*)"),
 ]
 
 
@@ -97,6 +114,9 @@ def test_filtered_names_have_no_tag() -> None:
     """Where a filter chooses the tags, the name has none, so that nobody takes `latest` for it."""
     assert only("- debian:12*").name == Reference("docker.io", "library/debian")
     assert only("- oci:x:1*").name == LayoutReference(BASE / "x")
+    assert only("- docker-archive:x:1*").name == ArchiveReference(BASE / "x")
+    assert only("- docker-daemon:x:1*").name == EngineReference("x", None)
+    assert only("- oras://x/y:1*").name == ArtifactReference("docker.io", "x/y")
     assert only(f"- debian@{DIGEST}").name == Reference("docker.io", "library/debian", None, Digest("sha256", "0" * 64))
 
 
@@ -112,6 +132,13 @@ ERRORS = {
     "URL": ("- https://quay.io/a/b:1", "f:3: images.0: 'https://quay.io/a/b:1' is not an image reference; found: a URL; expected: a reference without a scheme, for example docker.io/library/debian:stable"),
     "digest": ("- a@sha256:abc", "f:3: images.0: not a digest; found: 'sha256:abc'; expected: sha256: and 64, or sha512: and 128 lower-case hex digits"),
     "glob in the name": ("- ghcr.io/a/*:1", "f:3: images.0: 'ghcr.io/a/*:1' is not an image reference; found: repository 'a/*'; expected: lower-case letters and digits, separated by '.', '_', '__' or '-', in parts separated by '/'"),
+    "archive without a file": ("- a:1\n- 'docker-archive::1'", "f:4: images.1: 'docker-archive::1' is not an image reference; found: no file; expected: docker-archive:FILE or docker-archive:FILE:tag"),
+    "engine without a name": ("- image: 'docker-daemon:'", "f:3: images.0.image: 'docker-daemon:' is not an image reference; found: no name; expected: docker-daemon:name or name:tag"),
+    "engine and digest": (f"- docker-daemon:a@{DIGEST}", f"f:3: images.0: 'docker-daemon:a@{DIGEST}' is not an image reference; found: digest {DIGEST}; expected: docker-daemon:name or name:tag"),
+    "SIF without a repository": ("- oras://ghcr.io/A:1", "f:3: images.0: 'oras://ghcr.io/A:1' is not an image reference; found: repository 'A'; expected: lower-case letters and digits, separated by '.', '_', '__' or '-', in parts separated by '/'"),
+    "engine, tag and tags": ("- image: docker-daemon:a:1\n  tags: ['1']", "f:3: images.0.image: names the tag '1', and 'tags' chooses tags: remove one of the two"),
+    "archive, tag and tags": ("- image: docker-archive:a:1\n  tags: ['1']", "f:3: images.0.image: names the tag '1', and 'tags' chooses tags: remove one of the two"),
+    "archive twice": ("- docker-archive:a:1\n- docker-archive:./a:1", "f:4: images: docker-archive:/lists/a:1 stands twice, on lines 3 and 4; remove one"),
     "bad glob": ("- a:1.[0", "f:3: images.0: '1.[0' can match no tag: a '[' without its ']', or the other way round"),
     "glob and digest": (f"- a:1*@{DIGEST}", f"f:3: images.0: 'a:1*@{DIGEST}' is not an image reference; found: tag '1*'; expected: 1 to 128 of letters, digits, '_', '.', '-', not starting with '.' or '-'"),
     "number": ("- 4", "f:3: images.0: expected an image reference or a mapping with the key 'image', found the number 4"),
@@ -192,6 +219,7 @@ def test_all_errors_at_once() -> None:
 
 
 WARNINGS = {
+    "SIF file": ("- oras://ghcr.io/a/b:1", "f:3: images.0: names a SIF file, which can be fetched ('unpack') but not be published yet: it will fail"),
     "no tag": ("- debian", "f:3: images.0: no tag means 'latest', which moves without notice: what runs today may not run tomorrow; name a version (debian:<version>), or pin it (debian@sha256:<digest>)"),
     "latest": ("- image: ghcr.io/a/b:latest", "f:3: images.0.image: 'latest' moves without notice: what runs today may not run tomorrow; name a version (ghcr.io/a/b:<version>), or pin it (ghcr.io/a/b@sha256:<digest>)"),
     "expired": ("- image: a:1\n  expires: 2026-12-31", "f:4: images.0.expires: the wish ended on 2026-12-31; remove the image, or set a later date"),
@@ -208,7 +236,16 @@ def test_warnings(entries: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [f"- a:latest@{DIGEST}", f"- a@{DIGEST}", "- a:1", "- oci:x", "- {image: a, tags: [latest]}"]
+    "entry",
+    [
+        f"- a:latest@{DIGEST}",
+        f"- a@{DIGEST}",
+        "- a:1",
+        "- oci:x",
+        "- docker-archive:x",
+        "- docker-daemon:x",
+        "- {image: a, tags: [latest]}",
+    ],
 )
 def test_no_warning(entry: str) -> None:
     """What is pinned, or has no registry that could move it, gives no warning."""

@@ -22,6 +22,12 @@ ARM = Platform("linux", "arm64", "v8")
         (f"ghcr.io/a/b:1@{DIGEST}", f"ghcr.io/a/b:1@{DIGEST}", f"a/b:1@{DIGEST}"),
         ("oci:/srv/images:1", "oci/srv/images:1", "oci/srv/images:1"),
         ("oci:/srv/images", "oci/srv/images", "oci/srv/images"),
+        ("docker-archive:/srv/x.tar:1", "docker-archive/srv/x.tar:1", "docker-archive/srv/x.tar:1"),
+        ("docker-archive:/srv/x.tar", "docker-archive/srv/x.tar", "docker-archive/srv/x.tar"),
+        ("docker-daemon:x", "docker-daemon/x:latest", "docker-daemon/x:latest"),
+        ("docker-daemon:localhost/x:1", "docker-daemon/localhost/x:1", "docker-daemon/localhost/x:1"),
+        ("oras://ghcr.io/a/b:1", "oras/ghcr.io/a/b:1", "oras/ghcr.io/a/b:1"),
+        (f"oras://ghcr.io/a/b@{DIGEST}", f"oras/ghcr.io/a/b@{DIGEST}", f"oras/ghcr.io/a/b@{DIGEST}"),
     ],
 )
 def test_links_are_what_users_type(image: str, unpacked: str, osg: str) -> None:
@@ -33,7 +39,14 @@ def test_links_are_what_users_type(image: str, unpacked: str, osg: str) -> None:
     assert Layout("osg").link(name, ARM) == f".multiarch/linux-arm64-v8/{osg}"
 
 
-@pytest.mark.parametrize("image", ["docker.io/library/a:1", f"ghcr.io/a/b:1@{DIGEST}", "oci:/srv/x:1", "oci:/srv/x"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        "docker.io/library/a:1", f"ghcr.io/a/b:1@{DIGEST}", "oci:/srv/x:1", "oci:/srv/x", "docker-archive:/srv/x.tar:1",
+        "docker-archive:/srv/x.tar", "docker-daemon:x:1", "docker-daemon:localhost:5000/x:1", "oras://host:5000/x:1",
+        "localhost/oci/x:1",
+    ],
+)  # fmt: skip
 def test_links_of_layout_unpacked_tell_their_image(image: str) -> None:
     """A catalogue that was lost can be made from the links; layout osg has no registry in them."""
     name = parse_image(image)
@@ -85,8 +98,12 @@ def test_targets_are_relative(link: str, target: str) -> None:
         ("alpine", "docker://docker.io/library/alpine:latest"),
         (f"ghcr.io/a/b:1@{DIGEST}", f"docker://ghcr.io/a/b@{DIGEST}"),
         ("oci:/srv/x:1", "oci:/srv/x:1"),
+        ("docker-archive:/srv/x.tar", "docker-archive:/srv/x.tar"),
+        ("docker-archive:/srv/x.tar:1", "docker-archive:/srv/x.tar"),
+        ("docker-daemon:x", "docker-daemon:x:latest"),
+        ("oras://ghcr.io/x:1", "oras://ghcr.io/x:1"),
     ],
 )
 def test_images_that_are_not_published_run_from_where_they_are(image: str, where: str) -> None:
-    """Apptainer takes the text as it is: it refuses a tag and a digest together."""
+    """Apptainer takes the text as it is: it refuses a tag and a digest together, and a tag alone behind a file."""
     assert runnable(parse_image(image)) == where

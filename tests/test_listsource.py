@@ -136,3 +136,17 @@ def test_without_a_copy_the_reason_is_told(tmp_path: Path, server: _Server) -> N
     with pytest.raises(ListError, match="503") as raised:
         _names(server.url + "?other", tmp_path)
     assert "image_list" in str(raised.value.todo)
+
+
+def test_a_secret_in_the_url_is_not_shown(tmp_path: Path, server: _Server, caplog: pytest.LogCaptureFixture) -> None:
+    """User and query of the URL, which may be a password or token, are in no message and not in the state directory."""
+    source = f"{server.url.replace('http://', 'http://user:pl4nted@')}?token=pl4nted"
+    assert _names(source, tmp_path) == ["docker.io/library/debian:12"]
+    for status, document in ((500, GOOD), (200, b"version: 1\nimages: [NO]\n")):
+        server.status, server.document, server.etag = status, document, '"bad"'
+        assert _names(source, tmp_path) == ["docker.io/library/debian:12"]
+    assert server.url in caplog.text
+    with pytest.raises(ListError, match="cannot be downloaded") as caught:
+        _names("http://user:pl4nted@127.0.0.1:1/image-list.yaml?token=pl4nted", tmp_path / "empty")
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert "pl4nted" not in caplog.text + str(caught.value) + kept.decode()

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from cvmfs_sync.errors import InvalidReference
-from cvmfs_sync.reference import Digest, LayoutReference, Platform, Reference, parse_image
+from cvmfs_sync.reference import (
+    ArchiveReference,
+    ArtifactReference,
+    Digest,
+    EngineReference,
+    ImageName,
+    LayoutReference,
+    Platform,
+    Reference,
+    parse_image,
+    without_tag,
+)
 
 HEX = "0123456789abcdef" * 4
 SHA256 = f"sha256:{HEX}"
@@ -84,6 +95,29 @@ def test_references_take_dockers_normal_form(text: str, normal: str) -> None:
         ("oci:dir:", "tag ''"),
         ("oci:dir:-x", "tag '-x'"),
         ("oci:dir\n", "white space"),
+        ("docker-archive:", "no file"),
+        ("docker-archive::1", "no file"),
+        ("docker-archive:x.tar:", "tag ''"),
+        ("docker-archive:x.tar:-x", "tag '-x'"),
+        ("docker-archive:x.tar:a b", "tag 'a b'"),
+        ("docker-archive:x\x1b.tar", "control"),
+        ("docker-daemon:", "no name"),
+        ("docker-daemon:a b", "white space"),
+        ("docker-daemon:UPPER", "repository 'library/UPPER'"),
+        ("docker-daemon:x:", "tag ''"),
+        ("docker-daemon:x:-y", "tag '-y'"),
+        ("docker-daemon://x", "repository"),
+        ("docker-daemon:../x", "registry '..'"),
+        ("docker-daemon:x/../../images/json?", "repository"),
+        (f"docker-daemon:x@{SHA256}", "digest sha256:"),
+        ("docker-daemon:x@md5:0", "'md5:0'"),
+        ("oras://", "no name"),
+        ("oras://ghcr.io/Org/x:1", "repository 'Org/x'"),
+        ("oras://ghcr.io/x:-1", "tag '-1'"),
+        ("oras:///x:1", "repository"),
+        ("oras://ghcr.io/../x", "repository"),
+        ("oras://ghcr.io/x@sha256:abc", "'sha256:abc'"),
+        ("oras://oras://ghcr.io/x:1", "registry 'oras:'"),
     ],
 )
 def test_what_is_no_reference_is_refused(text: str, found: str) -> None:
@@ -121,6 +155,79 @@ def test_a_relative_layout_starts_at_the_working_directory(tmp_path: Path, monke
     """Without a base, `oci:DIR` is what a shell would mean by DIR."""
     monkeypatch.chdir(tmp_path)
     assert parse_image("oci:x:1") == LayoutReference(tmp_path / "x", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "tag"),
+    [
+        ("docker-archive:x.tar", "/base/x.tar", None),
+        ("docker-archive:x.tar:1.0", "/base/x.tar", "1.0"),
+        ("docker-archive:../y/./x.tar.gz:z", "/y/x.tar.gz", "z"),
+        ("docker-archive:/srv/a:b/x.tar", "/srv/a:b/x.tar", None),
+        ("docker-archive:///srv//x y.tar:1", "/srv/x y.tar", "1"),
+    ],
+)
+def test_archives_are_files_with_an_absolute_path(text: str, file: str, tag: str | None) -> None:
+    """Like a layout's directory, and with the same way to tell path and tag apart."""
+    name = parse_image(text, base=Path("/base"))
+    assert name == ArchiveReference(Path(file), tag)
+    assert parse_image(str(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "repository", "tag"),
+    [
+        ("docker-daemon:tool", "tool", "latest"),
+        ("docker-daemon:tool:1", "tool", "1"),
+        ("docker-daemon:localhost/tool:1", "localhost/tool", "1"),
+        ("docker-daemon:localhost:5000/a/tool", "localhost:5000/a/tool", "latest"),
+        ("docker-daemon:docker.io/library/tool:x_1", "docker.io/library/tool", "x_1"),
+    ],
+)
+def test_an_engines_name_stays_as_it_is_written(text: str, repository: str, tag: str) -> None:
+    """Podman and Docker put different registries before a short name; only a missing tag is filled in."""
+    name = parse_image(text)
+    assert name == EngineReference(repository, tag)
+    assert parse_image(str(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("oras://ghcr.io/org/x:1", "oras://ghcr.io/org/x:1"),
+        ("oras://host:5000/x", "oras://host:5000/x:latest"),
+        (f"oras://ghcr.io/org/x@{SHA256}", f"oras://ghcr.io/org/x@{SHA256}"),
+        ("oras://org/x:1", "oras://docker.io/org/x:1"),
+    ],
+)
+def test_a_sif_file_is_where_an_image_would_be(text: str, normal: str) -> None:
+    """Behind the prefix stands a registry reference, with all its short forms."""
+    name = parse_image(text)
+    assert isinstance(name, ArtifactReference)
+    assert (str(name), str(name.reference)) == (normal, normal.removeprefix("oras://"))
+    assert parse_image(normal) == name
+
+
+def test_names_of_other_kinds_are_not_mistaken() -> None:
+    """Only the whole prefix makes another kind: a registry or repository may be called so."""
+    for text in ("oras:5000/x:1", "oci.example.org/x:1", "docker-daemon/x:1", "docker-archive/x:1", "oras/x:1"):
+        assert isinstance(parse_image(text), Reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        (f"ghcr.io/x:1@{SHA256}", Reference("ghcr.io", "x")),
+        ("oci:/srv/x:1", LayoutReference(Path("/srv/x"))),
+        ("docker-archive:/srv/x.tar:1", ArchiveReference(Path("/srv/x.tar"))),
+        ("docker-daemon:x:1", EngineReference("x", None)),
+        (f"oras://ghcr.io/x:1@{SHA256}", ArtifactReference("ghcr.io", "x")),
+    ],
+)
+def test_a_name_without_its_tag_is_what_tags_are_listed_of(text: str, bare: ImageName) -> None:
+    """Of every kind; its text has no tag either."""
+    assert without_tag(parse_image(text)) == bare
+    assert str(bare) == text.partition("@")[0].removesuffix(":1")
 
 
 @pytest.mark.parametrize("text", [SHA256, SHA512])

@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from cvmfs_sync.reference import Digest, Reference
 from cvmfs_sync.registry import Credential, DockerCredentials, RegistrySettings, RegistrySource, Timing
 from cvmfs_sync.registry.auth import Challenge, parse_challenges
 from tests.fakes.scriptable_registry import BasicAuth, ScriptableRegistry, TokenAuth, error_document
+from tests.support import run
 
 SECRET = "pl4nted-s3cret"
 BODY = bytes(range(256)) * 10_000
@@ -243,6 +245,27 @@ def test_threads_share_a_token(connect: Connect) -> None:
         assert [r.path for r in registry.requests].count("/token") == 1
 
 
+def test_threads_share_the_libraries() -> None:
+    """Threads that need a library at once, and for the first time, all get the whole of it."""
+    script = """
+import threading
+from cvmfs_sync.registry import auth, credentials
+start, failed = threading.Barrier(8), []
+def work():
+    start.wait()
+    try:
+        auth._oras().auth.utils.get_basic_auth, auth._oras().auth.get_auth_backend
+        credentials._docker().auth.load_config, credentials._docker().errors
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not failed, failed
+"""
+    run(sys.executable, "-c", script)
+
+
 @pytest.mark.parametrize("scheme", ["token", "basic"])
 def test_wrong_password(connect: Connect, scheme: str) -> None:
     """Wrong credentials are told from missing ones; the password is in no message."""
@@ -372,9 +395,10 @@ def test_realms_that_must_not_be_asked(
         challenge = f'Bearer realm="{realm.format(host=thief.host)}"'
         registry.fail("", status=401, headers={"WWW-Authenticate": challenge})
         source = RegistrySource(credentials=FixedCredentials(Credential("alice", SECRET)))
-        with pytest.raises(ImageError, match="must not be asked"):
+        with pytest.raises(ImageError, match="must not be asked") as caught:
             source.head(ref(registry))
         source.close()
+        assert "u:p" not in str(caught.value)
         assert thief.requests == []
         assert len(registry.requests) == 1
 
@@ -532,14 +556,124 @@ def test_a_missing_helper_is_told(connect: Connect, tmp_path: Path) -> None:
         connect(config=config).head(ref(registry))
 
 
-def test_the_config_is_read_only_when_asked(connect: Connect, tmp_path: Path) -> None:
+def test_the_config_is_read_only_when_asked(connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that asks for nothing runs no helper."""
-    config = write_config(tmp_path, {"credsStore": "nowhere-to-be-found"})
+    helpers = write_helper(tmp_path / "bin", "fake", f"touch {tmp_path}/asked; exit 1")
+    monkeypatch.setenv("PATH", f"{helpers}:/usr/bin:/bin")
+    config = write_config(tmp_path, {"credsStore": "fake"})
     with ScriptableRegistry() as registry:
         registry.add_image("org/tool", "1")
-        source = connect(config=config)
-        source.head(ref(registry))
-        assert source._authorizer._credentials._known == {}  # type: ignore[attr-defined]
+        connect(config=config).head(ref(registry))
+        assert not (tmp_path / "asked").exists()
+        registry.auth = BasicAuth({"alice": SECRET})
+        with pytest.raises(AccessDenied):
+            connect(config=config).head(ref(registry))
+        assert (tmp_path / "asked").exists()
+
+
+def test_scopes_are_our_own(connect: Connect) -> None:
+    """What a challenge asks for is not granted to it: the scope is to pull from this repository, and no more."""
+    with ScriptableRegistry(auth=TokenAuth()) as registry:
+        registry.add_image("org/tool", "1")
+        wide = (
+            f'Bearer realm="http://{registry.host}/token?a=b",scope="repository:org/tool:pull,push registry:catalog:*"'
+        )
+        registry.fail("/v2/", status=401, headers={"WWW-Authenticate": wide}, times=1)
+        connect().head(ref(registry))
+        assert registry.requests[1].query == "a=b&scope=repository%3Aorg%2Ftool%3Apull"
+
+
+# --- files for single registries --------------------------------------------------------------------------------------
+
+
+def auths(directory: Path, entries: dict[str, str], *, mode: int = 0o600, name: str = "login") -> Path:
+    """A file with entries by registry, user alice and these passwords."""
+    path = directory / name
+    encoded = {host: {"auth": basic("alice", password).partition(" ")[2]} for host, password in entries.items()}
+    path.write_text(json.dumps({"auths": encoded}))
+    path.chmod(mode)
+    return path
+
+
+def source_with(files: dict[str, Path], others: Credential | None = None) -> RegistrySource:
+    """A client for plain HTTP whose configuration names these files."""
+    settings = {host: RegistrySettings(insecure=True, credentials=path) for host, path in files.items()}
+    known = FixedCredentials(others or Credential())
+    default = RegistrySettings(insecure=True)
+    return RegistrySource(settings, default=default, credentials=known, timing=Timing(sleep=lambda _: None))
+
+
+def test_a_file_is_for_its_registry_only(tmp_path: Path) -> None:
+    """A registry's file is used for it, whatever its name ends with, and another registry's entry in it for nobody."""
+    with (
+        ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as one,
+        ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as other,
+    ):
+        image = one.add_image("org/tool", "1")
+        other.add_image("org/tool", "1")
+        source = source_with({one.host: auths(tmp_path, {one.host: SECRET, other.host: SECRET})})
+        assert str(source.head(ref(one))) == image.digest
+        with pytest.raises(AccessDenied, match="without credentials"):
+            source.head(ref(other))
+        source.close()
+        assert all("authorization" not in request.headers for request in other.requests)
+
+
+def test_a_file_is_not_made_up_for(tmp_path: Path) -> None:
+    """Where the file has nothing for its registry, nothing else is tried, and the message names the file."""
+    with ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry:
+        registry.add_image("org/tool", "1")
+        for path, found in (
+            (auths(tmp_path, {"a.example": SECRET}, name="a"), "a has no entry for"),
+            (tmp_path / "none", "none cannot be read: No such file"),
+            (tmp_path, "cannot be read: Is a directory"),
+            (write_config(tmp_path / "b", "{"), "is not a configuration file of Docker's"),
+        ):
+            source = source_with({registry.host: path}, Credential("alice", SECRET))
+            with pytest.raises(AccessDenied, match=found) as caught:
+                source.head(ref(registry))
+            source.close()
+            assert SECRET not in str(caught.value)
+        assert all("authorization" not in request.headers for request in registry.requests)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    """Credentials that a registry refuses are told by the file that they are from."""
+    with ScriptableRegistry(auth=BasicAuth({"alice": "another"})) as registry:
+        registry.add_image("org/tool", "1")
+        path = auths(tmp_path, {registry.host: SECRET})
+        source = source_with({registry.host: path})
+        with pytest.raises(AccessDenied, match=f"with the credentials of {path}"):
+            source.head(ref(registry))
+        source.close()
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o604, True), (0o644, True)])
+def test_a_file_that_everybody_may_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, *, warned: bool
+) -> None:
+    """That costs a warning, once, when the registry wants credentials."""
+    with ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry:
+        registry.add_image("org/tool", "1")
+        source = source_with({registry.host: auths(tmp_path, {registry.host: SECRET}, mode=mode)})
+        for _ in range(3):
+            source.head(ref(registry))
+        source.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert SECRET not in caplog.text
+
+
+def test_a_file_with_a_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry's file may name a credential helper."""
+    with ScriptableRegistry(auth=BasicAuth({"alice": SECRET})) as registry:
+        image = registry.add_image("org/tool", "1")
+        answer = json.dumps({"ServerURL": registry.host, "Username": "alice", "Secret": SECRET})
+        helpers = write_helper(tmp_path / "bin", "fake", f"cat >/dev/null; echo '{answer}'")
+        monkeypatch.setenv("PATH", f"{helpers}:/usr/bin:/bin")
+        path = write_config(tmp_path, {"credHelpers": {registry.host: "fake"}})
+        source = source_with({registry.host: path})
+        assert str(source.head(ref(registry))) == image.digest
+        source.close()
 
 
 def test_credentials_do_not_show() -> None:

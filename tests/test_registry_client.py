@@ -33,9 +33,11 @@ from cvmfs_sync.errors import (
 from cvmfs_sync.image import ACCEPT, MAX_DOCUMENT, Descriptor, Manifest, parse_config, parse_document
 from cvmfs_sync.ports import Source
 from cvmfs_sync.reference import Digest, Reference
-from cvmfs_sync.registry import Credential, RegistrySettings, RegistrySource, Timing
+from cvmfs_sync.registry import Credential, Patience, RegistrySettings, RegistrySource, Timing
+from cvmfs_sync.registry.endpoints import Endpoints
 from cvmfs_sync.registry.politeness import Breaker, Pace, Slots, backoff, retry_after
-from cvmfs_sync.registry.transport import Request, Transport, origin
+from cvmfs_sync.registry.transport import Request, Transport
+from cvmfs_sync.registry.urls import origin
 from tests.fakes.scriptable_registry import (
     OCI_INDEX,
     ScriptableRegistry,
@@ -123,12 +125,13 @@ def test_is_a_source(source: RegistrySource) -> None:
 # --- names, headers ---------------------------------------------------------------------------------------------------
 
 
-def test_docker_hub_is_served_by_another_host(source: RegistrySource) -> None:
+def test_docker_hub_is_served_by_another_host() -> None:
     """`docker.io` is asked at registry-1.docker.io; HTTPS unless told otherwise."""
-    assert RegistrySource()._base("docker.io") == "https://registry-1.docker.io"
-    assert source._base("example.org:5000") == "http://example.org:5000"
-    mixed = RegistrySource({"a.example": RegistrySettings(insecure=True)})
-    assert (mixed._base("a.example"), mixed._base("b.example")) == ("http://a.example", "https://b.example")
+    endpoints = Endpoints({"a.example:5000": RegistrySettings(insecure=True)}, RegistrySettings())
+    assert endpoints.itself("docker.io").base == "https://registry-1.docker.io"
+    assert endpoints.itself("a.example:5000").base == "http://a.example:5000"
+    assert endpoints.itself("b.example").base == "https://b.example"
+    assert Endpoints({}, RegistrySettings(insecure=True)).itself("b.example").base == "http://b.example"
 
 
 def test_head_is_one_head_with_the_full_accept_list(source: RegistrySource, registry: ScriptableRegistry) -> None:
@@ -415,6 +418,18 @@ NOW = 1_700_000_000.0
         ("", None),
         ("inf", None),
         ("nan", None),
+        ("0.001", 0.001),
+        ("-0.5", 0.0),
+        ("-1700000000", 0.0),
+        ("1e308", 60.0),
+        ("1e999", None),
+        ("9" * 300, 60.0),
+        ("9" * 400, None),
+        ("7 seconds", None),
+        ("7, 9", None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 60.0),
+        ("Mon, 01 Jan 0001 00:00:00 GMT", 0.0),
+        ("Tue, 14 Nov 23 22:13:40", 20.0),
         ("Fri, 99 Nov 2023 99:99:99 GMT", None),
     ],
 )
@@ -684,7 +699,8 @@ def test_a_drip_is_not_waited_for(registry: ScriptableRegistry) -> None:
     descriptor = blob_of(registry, BIG)
     registry.truncate("/blobs/", 10)
     hours = itertools.count(0, 3600)
-    timing = Timing(lambda: float(next(hours)), time.time, lambda _: None, lambda: 0.0)
+    patience = Patience(answer=1e9)
+    timing = Timing(lambda: float(next(hours)), time.time, lambda _: None, lambda: 0.0, patience)
     source = RegistrySource(default=RegistrySettings(insecure=True), credentials=Nobody(), timing=timing)
     with pytest.raises(RegistryUnavailable, match="10 bytes in 3600 s"):
         list(source.blob(ref(registry), descriptor))

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cvmfs_sync.document import MAX_DOCUMENT, parse_json
 from cvmfs_sync.errors import BlobMismatch, ImageError, ImageNotFound, InvalidImage, InvalidManifest, LimitExceeded
-from cvmfs_sync.image import DOCKER_MANIFEST, MAX_DOCUMENT, Descriptor, Manifest, parse_config, parse_json, verify
+from cvmfs_sync.image import DOCKER_MANIFEST, Descriptor, Manifest, parse_config, verify
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
 

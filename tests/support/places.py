@@ -112,6 +112,12 @@ place = json.loads(sys.argv[1])
 fake = FakeCvmfs(Path(place["fake"]), place["name"]) if place["fake"] else None
 place = Place(place["kind"], Path(place["root"]), Path(place["state"]), place["prefix"], fake, place["name"])
 sys.stdin.readline()
+if sys.argv[2] == "exclusive":
+    with place.repository().exclusive():
+        print("inside", flush=True)
+        sys.stdin.readline()
+    print("left", flush=True)
+    sys.exit()
 try:
     with place.repository().transaction("another process's work") as transaction:
         for name in ("tree/half", "tree/other"):
@@ -127,9 +133,14 @@ else:
 
 
 class PublishingProcess:
-    """Another process that publishes to the same place, step by step; killed when the block ends."""
+    """Another process that publishes to the same place, step by step; killed when the block ends.
 
-    def __init__(self, place: Place) -> None:
+    Args:
+        place: The place.
+        what: Of what it is in the middle between `enter` and `leave`; when it has left `exclusive` it says "left".
+    """
+
+    def __init__(self, place: Place, what: Literal["transaction", "exclusive"] = "transaction") -> None:
         document = {
             "kind": place.kind,
             "root": str(place.root),
@@ -139,7 +150,7 @@ class PublishingProcess:
             "name": place.name,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps(document)],
+            [sys.executable, "-c", _PROGRAM, json.dumps(document), what],
             cwd=Path(__file__).parent.parent.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
