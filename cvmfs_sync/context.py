@@ -21,6 +21,8 @@ class Context:
     """Where images come from and go to, and what is remembered of them.
 
     Attributes:
+        urgent_sources: The same for images that somebody waits for: registries that allow few more pulls keep the last
+            ones for these.
         layer_indexes: Of layers, by diff_id.
         tree_indexes: Of published trees, by `treeindex.tree_id`.
         now: The time, UTC.
@@ -34,4 +36,5 @@ class Context:
     layer_indexes: IndexCache
     tree_indexes: IndexCache
     now: Callable[[], datetime]
+    urgent_sources: Sources
     progress: Progress = field(default_factory=Silent)

@@ -19,6 +19,7 @@ from cvmfs_sync.inventory import (
     Catalogue,
     CatalogueEntry,
     Published,
+    configuration_of,
     find_tree,
     published,
     read_catalogue,
@@ -27,7 +28,7 @@ from cvmfs_sync.inventory import (
 from cvmfs_sync.reference import Digest, ImageName
 from cvmfs_sync.resolve import resolve
 from cvmfs_sync.sandbox import GENERATION
-from cvmfs_sync.survey import Failed, Present, Survey, Target, asking, image_error, survey
+from cvmfs_sync.survey import Failed, Present, Survey, Target, ask_each, image_error, survey
 
 __all__ = [
     "Plan",
@@ -113,8 +114,7 @@ def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
     found = survey(context, wishes, only)
     catalogue = read_catalogue(context.repository, context.recipe.layout)
     decisions = [_decide(context, wishes, catalogue, target, found) for target in found.targets]
-    with asking() as executor:
-        resolved = list(executor.map(lambda decision: _resolve(context, wishes, decision), decisions))
+    resolved = ask_each(decisions, lambda each: each.target.name, lambda each: _resolve(context, wishes, each))
     steps: list[Step] = []
     coming: set[Digest] = set()
     for step in resolved:
@@ -161,11 +161,19 @@ def _decide(
     source = answer.digest
     there = published(context.repository, context.recipe.layout, target.link)
     digest = _known_digest(context, target, source, catalogue.get(target.link), there)
-    blocked = wishes.block(None, source, digest)
+    blocked = wishes.block(target.name, source, digest, _configuration(context, wishes, digest))
     if blocked is not None:
         return Failed(target, _refusal(target, blocked))
     settled = None if digest is None else _settle(context, catalogue, target, source, digest, there)
     return settled or _Unresolved(target, source, there)
+
+
+def _configuration(context: Context, wishes: ImageList, digest: Digest | None) -> Digest | None:
+    """Of a published tree that has not gone although it is blocked: a link of somebody else keeps it."""
+    if not wishes.blocked or digest is None:
+        return None
+    tree = find_tree(context.repository, context.recipe.layout, digest)
+    return configuration_of(tree) if tree is not None else None
 
 
 def _refusal(target: Target, blocked: Blocked) -> ImageError:
@@ -231,10 +239,11 @@ def _resolve(context: Context, wishes: ImageList, decision: Step | _Unresolved) 
         return decision
     target, there = decision.target, decision.there
     try:
-        image = resolve(target.name, decision.source, target.platform, context.sources)
+        sources = context.urgent_sources if there is None else context.sources
+        image = resolve(target.name, decision.source, target.platform, sources)
     except Exception as error:  # noqa: BLE001 - see image_error
         return Failed(target, image_error(error, target))
-    blocked = wishes.block(None, image.digest, image.config.digest)
+    blocked = wishes.block(target.name, image.digest, image.config.digest)
     if blocked is not None:
         return Failed(target, _refusal(target, blocked))
     return Publish(target, image, there.digest if there else None, _reason(there, image.digest))

@@ -7,7 +7,8 @@ repository, so this happens while another image is being published.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +36,8 @@ from cvmfs_sync.treeindex import tree_id, tree_index, without_hard_links
 from cvmfs_sync.writing import SANDBOX
 
 __all__ = ["Prepared", "Preparer", "Recipe", "kept_metadata", "measure"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,13 @@ class Preparer:
     """What preparing takes; the same for all images of a cycle.
 
     Attributes:
+        urgent_sources: For images that have no older version there: somebody waits for them.
         indexes: Indexes of layers, by diff_id.
     """
 
     repository: Repository
     sources: Sources
+    urgent_sources: Sources
     spool: Spool
     recipe: Recipe
     indexes: IndexCache
@@ -127,15 +132,22 @@ class Preparer:
                 for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
                 if known[diff_id] is None
             }
-            wanted = [each for each in spooled(image, self.sources) if each.digest in unknown]
-            resources.enter_context(self.spool.hold(wanted, str(image.name)))
-            layers = resources.enter_context(fetching(image, self.sources, self.spool, progress, ahead=tuple(unknown)))
+            sources = self.urgent_sources if replaces is None else self.sources
+            blobs, owner = spooled(image, sources), object()
+
+            def hold(digests: Collection[Digest]) -> None:
+                wanted = [each for each in blobs if each.digest in digests]
+                resources.enter_context(self.spool.hold(wanted, str(image.name), owner=owner))
+
+            hold(unknown)
+            layers = resources.enter_context(fetching(image, sources, self.spool, progress, ahead=tuple(unknown)))
             tree, indexes = self._tree(image, layers, known)
             content = contents(indexes)
             path = self.recipe.layout.tree(image.digest, GENERATION)
             likeness = sketch(tree, content)
             choice = self._choose(image, path, tree, content, likeness, replaces)
             prepared = Prepared(image, tree, content, layers, choice, path, likeness, *measure(tree), ExitStack())
+            hold({image.manifest.layers[number].digest for number in wanted_files(choice.difference)})
             prepared.fetch_wanted()
             coming = Candidate(path, repository_of(image.name), _layer_sizes(image), likeness, "")
             self.shelf.announce(coming, tree_index(tree_id(path), tree, content))
@@ -164,16 +176,21 @@ class Preparer:
         """The tree of the image as the repository will keep it, and the indexes that tell its content."""
         limits = self.recipe.limits
         indexes = dict(known)
-        for layer, descriptor in zip(reversed(layers), reversed(image.manifest.layers), strict=True):
-            if indexes[layer.diff_id] is None:
-                index = index_layer(layer, limits, descriptor.digest)
-                self.indexes.put(index)
-                indexes[layer.diff_id] = index
-        ordered = [found for layer in layers if (found := indexes[layer.diff_id]) is not None]
         budget = Budget(limits)
-        for layer, index in zip(layers, ordered, strict=True):
+        for layer, descriptor in zip(reversed(layers), reversed(image.manifest.layers), strict=True):
+            index = indexes[layer.diff_id]
+            if index is None:
+                index = index_layer(layer, limits, descriptor.digest)
+                indexes[layer.diff_id] = index
+                try:
+                    self.indexes.put(index)
+                except OSError as error:
+                    # Without it the layer has to be read again the next time, no more.
+                    log.warning("the index of a layer could not be kept: %s", error)
+            # Now, and not when all have been read: what is too large shall not fill the memory before it is refused.
             for entry in index.entries:
                 budget.charge(entry, layer)
+        ordered = [found for layer in layers if (found := indexes[layer.diff_id]) is not None]
         tree = merge([index.entries for index in ordered], limits)
         furnish(tree, image.config, bind_points=self.recipe.bind_points)
         if not self.repository.traits.keeps_hard_links:

@@ -108,10 +108,11 @@ def make_context(config: Config, state: State | None = None, memory: RegistryMem
         engine = EngineSource(config.spool_dir, _engine(config, os.environ), recipe.limits)
         stack.callback(engine.close)
         bars = stack.enter_context(Bars())
+        sources = Sources(registry, LayoutSource(), archive, engine)
         yield Context(
-            make_repository(config), Sources(registry, LayoutSource(), archive, engine), recipe, state,
-            Spool(config.spool_dir, config.spool_limit),
-            IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"), now, bars,
+            make_repository(config), sources, recipe, state, Spool(config.spool_dir, config.spool_limit),
+            IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"), now,
+            replace(sources, registry=registry.urgent()), bars,
         )  # fmt: skip
 
 

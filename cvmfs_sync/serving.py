@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 from cvmfs_sync.collection import collect
 from cvmfs_sync.config import Config
@@ -37,7 +38,7 @@ def serve(config: Config) -> None:
         last_good: list[ImageList] = []
         run_daemon(
             Job("cycle", config.schedule.sync, lambda: _daemon_cycle(config, metrics, memory, last_good), at_once=True),
-            Job("gc", config.schedule.gc, lambda: _daemon_collection(config, memory, last_good)),
+            Job("gc", config.schedule.gc, lambda: _daemon_collection(config, metrics, memory, last_good)),
         )
 
 
@@ -46,13 +47,7 @@ def _daemon_cycle(config: Config, metrics: Metrics, memory: RegistryMemory, last
 
     A list that is broken or not there keeps the last good one in force.
     """
-    try:
-        last_good[:] = [read_wishes(config)]
-    except CvmfsSyncError as error:
-        metrics.list_read(valid=False)
-        log.error("the image list is not valid, %s: %s", "the last good one stays" if last_good else "waiting", error)
-    else:
-        metrics.list_read(valid=True)
+    _read_list(config, metrics, last_good)
     if not last_good:
         metrics.cycle_failed("list_invalid", now())
         return
@@ -78,8 +73,21 @@ def _daemon_cycle(config: Config, metrics: Metrics, memory: RegistryMemory, last
         log.error("the cycle was stopped: %s", report.stopped)
 
 
-def _daemon_collection(config: Config, memory: RegistryMemory, last_good: list[ImageList]) -> None:
-    """One garbage collection of the daemon, by the list that is in force."""
+def _read_list(config: Config, metrics: Metrics, last_good: list[ImageList]) -> None:
+    """Bring the list in force up to date, or note that it can't be."""
+    try:
+        last_good[:] = [read_wishes(config)]
+    except CvmfsSyncError as error:
+        metrics.list_read(valid=False)
+        last_good[:] = [replace(each, stale=True) for each in last_good]
+        log.error("the image list is not valid, %s: %s", "the last good one stays" if last_good else "waiting", error)
+    else:
+        metrics.list_read(valid=True)
+
+
+def _daemon_collection(config: Config, metrics: Metrics, memory: RegistryMemory, last_good: list[ImageList]) -> None:
+    """One garbage collection of the daemon; by a list of now, in which what was due may be wished for again."""
+    _read_list(config, metrics, last_good)
     if not last_good:
         log.warning("no garbage collection: there has been no valid image list yet")
         return

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from itertools import islice
 
 from cvmfs_sync.diff import Content
-from cvmfs_sync.errors import InvalidReference
+from cvmfs_sync.errors import InvalidImage, InvalidReference
 from cvmfs_sync.index import IndexCache, LayerIndex
 from cvmfs_sync.inventory import Published, all_records
 from cvmfs_sync.ports import Repository
-from cvmfs_sync.reference import ImageName, Reference, parse_image
+from cvmfs_sync.reference import ImageName, parse_image, without_tag
 from cvmfs_sync.relative import Candidate, smallest
 from cvmfs_sync.tree import Tree
 from cvmfs_sync.treeindex import read_tree, tree_id, tree_of
@@ -94,17 +94,25 @@ class Shelf:
             thorough: Whether to read the tree itself where its index was lost.
         """
         identity = tree_id(path)
-        index = self._coming.get(path) or self._indexes.get(identity)
-        if index is None and thorough:
-            log.info("reading %s again: its index was lost", path)
-            try:
+        try:
+            index = self._coming.get(path) or self._indexes.get(identity)
+            if index is None and thorough:
+                log.info("reading %s again: its index was lost", path)
                 hard_links = self._repository.traits.keeps_hard_links
                 index = read_tree(self._repository.root / path, identity, hard_links=hard_links)
-            except OSError as error:
-                log.warning("%s cannot be read: %s", path, error)
-                return None
+                self._keep(index)
+            return None if index is None else tree_of(index)
+        except (OSError, InvalidImage) as error:
+            # Then the new tree is made of another one.
+            log.warning("%s cannot be read: %s", path, error)
+            return None
+
+    def _keep(self, index: LayerIndex) -> None:
+        """Put an index into the cache; without it the tree has to be read again, no more."""
+        try:
             self._indexes.put(index)
-        return None if index is None else tree_of(index)
+        except OSError as error:
+            log.warning("the index of a tree could not be kept: %s", error)
 
     def announce(self, candidate: Candidate, index: LayerIndex) -> None:
         """A tree is going to be published: whoever is prepared next may be made of it."""
@@ -122,7 +130,7 @@ class Shelf:
         with self._lock:
             index = self._coming.pop(path, None)
         if index is not None:
-            self._indexes.put(index)
+            self._keep(index)
 
     def discard(self, path: str) -> None:
         """A tree that was announced will not come, or one that was there has gone."""
@@ -151,7 +159,7 @@ def candidate_of(tree: Published) -> Candidate:
 
 def repository_of(name: ImageName) -> str:
     """An image's name without tag and digest."""
-    return name.name if isinstance(name, Reference) else str(name).rpartition(":")[0] if name.tag else str(name)
+    return str(without_tag(name))
 
 
 def _repository(reference: str) -> str:

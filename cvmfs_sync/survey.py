@@ -9,25 +9,38 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from cvmfs_sync.context import Context
 from cvmfs_sync.errors import CvmfsSyncError, ImageError, ImageNotFound, ListError, RepositoryError, UsageError
 from cvmfs_sync.imagelist import ImageList, Wish
-from cvmfs_sync.reference import Digest, ImageName, Platform, Reference
-from cvmfs_sync.resolve import expand, source_digest
+from cvmfs_sync.reference import Digest, ImageName, Platform, without_tag
+from cvmfs_sync.resolve import selected, source_digest
 
 __all__ = [
-    "Answer", "Failed", "Gone", "Present", "Survey", "Target", "Unknown", "asking", "image_error", "matches", "survey",
-]  # fmt: skip
+    "Answer",
+    "Failed",
+    "Gone",
+    "Present",
+    "Survey",
+    "Target",
+    "Unknown",
+    "ask_each",
+    "image_error",
+    "matches",
+    "survey",
+]
 
 log = logging.getLogger(__name__)
 _ASKING = 8
 _NAME_MAX = 255
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,36 +118,65 @@ def survey(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) 
         UsageError: A name of `only` is not in the list, or not among the tags that it selects.
         ListError: Two wishes claim one link.
     """
-    current = list(wishes.wished_on(context.now().date()).wishes)
-    expired = tuple(wish for wish in wishes.wishes if wish not in current)
+    today = context.now().date()
+    current = list(wishes.wished_on(today).wishes)
+    expired = tuple(wish for wish in wishes.wishes if wish.expires is not None and wish.expires < today)
     if only:
         _require_listed(only, current, expired)
         current = [wish for wish in current if any(matches(wish, name) for name in only)]
-    with asking() as executor:
-        expanded = list(executor.map(lambda wish: _targets(context, wish), current))
-        targets = _distinct([target for group, _ in expanded for target in group if not only or _asked(target, only)])
-        if only:
-            _require_selected(only, targets)
-        names = list(dict.fromkeys(target.name for target in targets if isinstance(target, Target)))
-        context.progress.start("asking registries", len(names))
-        answers = dict(zip(names, executor.map(lambda name: _ask(context, name), names), strict=True))
+    expanded = ask_each(current, lambda wish: wish.name, lambda wish: _targets(context, wish))
+    targets = _distinct([target for group, _ in expanded for target in group if not only or _asked(target, only)])
+    if only:
+        _require_selected(only, targets)
+    names = list(dict.fromkeys(target.name for target in targets if isinstance(target, Target)))
+    context.progress.start("asking registries", len(names))
+    answers = dict(zip(names, ask_each(names, lambda name: name, lambda name: _ask(context, name)), strict=True))
     unlisted = tuple(wish for wish, (_, listed) in zip(current, expanded, strict=True) if not listed)
     return Survey(tuple(targets), answers, expired, unlisted)
 
 
-def asking() -> ThreadPoolExecutor:
-    """Threads to ask several registries at once."""
-    return ThreadPoolExecutor(_ASKING, thread_name_prefix="ask")
+def ask_each(items: Sequence[Item], name: Callable[[Item], ImageName], ask: Callable[[Item], Reply]) -> list[Reply]:
+    """Ask for all of them at once, each registry in threads of its own: a dead one delays nobody else.
+
+    Args:
+        items: For what.
+        name: The image that an item is about.
+        ask: Asks for one.
+
+    Returns:
+        The replies in the order of the items.
+    """
+    replies: list[Future[Reply]] = []
+    with ExitStack() as stack:
+        executors: dict[str, ThreadPoolExecutor] = {}
+        for item in items:
+            registry = getattr(name(item), "registry", "")
+            if registry not in executors:
+                executors[registry] = stack.enter_context(ThreadPoolExecutor(_ASKING, thread_name_prefix="ask"))
+            replies.append(executors[registry].submit(ask, item))
+        try:
+            return [reply.result() for reply in replies]
+        except BaseException:
+            for reply in replies:
+                reply.cancel()
+            raise
 
 
 def _targets(context: Context, wish: Wish) -> tuple[tuple[Target | Failed, ...], bool]:
     """The links of one wish, of which its first platform has the plain one; and whether its tags could be listed."""
     layout = context.recipe.layout
+    names: Iterable[ImageName] = (wish.name,)
+    listed = False
     try:
-        names: Iterable[ImageName] = expand(wish, context.sources)
+        if wish.tags is not None:
+            tags = tuple(context.sources.tags(wish.name))
+            # All of them, so that what is not among them is not there. That there is no list proves nothing: not every
+            # registry has one.
+            listed = True
+            names = selected(wish, wish.tags, tags)
     except Exception as error:  # noqa: BLE001 - see image_error
         failed = Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), image_error(error, wish))
-        return (failed,), isinstance(error, ImageNotFound)
+        return (failed,), listed and isinstance(error, ImageNotFound)
     targets = (
         Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
         for name in names
@@ -244,9 +286,7 @@ def matches(wish: Wish, name: ImageName) -> bool:
     """Whether a wish may ask for `name`; which tags its filter selects is only known when they are listed."""
     if wish.tags is None:
         return wish.name == name
-    if isinstance(name, Reference) and isinstance(wish.name, Reference):
-        return wish.name.name == name.name and name.tag is not None and wish.tags.matches(name.tag)
-    return False
+    return without_tag(name) == wish.name and name.tag is not None and wish.tags.matches(name.tag)
 
 
 def _asked(target: Target | Failed, only: Sequence[ImageName]) -> bool:
