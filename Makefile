@@ -17,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-packages lint format bench fuzz pins clean
+.PHONY: help install install-dev demo test test-packages lint format bench fuzz pins schemas clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ pins: ## resolve requirements/*.txt again (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make pins needs uv: found none; install it or pass UV=/path/to/uv" >&2; exit 1; }
 	$(COMPILE) --output-file requirements/run.txt
 	$(COMPILE) --extra dev --constraint requirements/run.txt --output-file requirements/dev.txt
+
+schemas: $(INSTALLED) ## write the JSON Schemas in deploy/schemas again
+	@$(BIN)/python -m cvmfs_sync.schemas deploy/schemas
 
 clean: ## remove everything that is made here
 	rm -rf $(VENV) build dist .coverage htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

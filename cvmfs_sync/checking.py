@@ -6,16 +6,44 @@ Lists go in, the part of them that has changed and what would become of it come 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cvmfs_sync.config import Config
-from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.imagelist import ImageList, load, parse
+from cvmfs_sync.importers import convert, is_foreign
 from cvmfs_sync.plan import Plan, plan
 from cvmfs_sync.service import load_config, make_context
 from cvmfs_sync.state import State
+from cvmfs_sync.yamlfile import parse as parse_yaml
 
-__all__ = ["changed_since", "online"]
+__all__ = ["changed_since", "load_any", "online"]
+
+
+def load_any(file: Path, today: date) -> ImageList:
+    """Read an image list, or another tool's list as `import` would, with the lines of the file.
+
+    Args:
+        file: One that can't be read is a problem of the list.
+        today: Wishes that expired before this day get a warning.
+    """
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return load(file, today=today)
+    if not is_foreign(text, parse_yaml(text, str(file))):
+        return load(file, today=today)
+    imported = convert(text, str(file))
+    wishes = parse(imported.text, base=file.parent.absolute(), today=today, file=str(file))
+
+    def original(line: int | None) -> int | None:
+        return imported.origins[line] or None if line is not None and line < len(imported.origins) else line
+
+    told = [replace(problem, line=original(problem.line), where="") for problem in wishes.problems]
+    problems = sorted([*imported.problems, *told], key=lambda problem: problem.line or 0)
+    found = tuple(replace(wish, line=original(wish.line) or 1) for wish in wishes.wishes)
+    return ImageList(found, tuple(problems), wishes.blocked)
 
 
 def changed_since(new: ImageList, old: ImageList) -> ImageList:
@@ -25,6 +53,7 @@ def changed_since(new: ImageList, old: ImageList) -> ImageList:
     return ImageList(
         tuple(wish for wish in new.wishes if replace(wish, line=0) not in known),
         tuple(problem for problem in new.problems if (problem.severity, problem.message) not in before),
+        new.blocked,
     )
 
 

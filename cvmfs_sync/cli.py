@@ -1,20 +1,22 @@
 """The command line: arguments, exit codes, and the only place that wires things together.
 
-Exit codes: 0 all is well; 1 an image failed, or check found an error; 2 usage, configuration or list invalid; 3 the
-repository or the machine stopped us; 70 a defect of cvmfs-sync itself (EX_SOFTWARE of sysexits.h); 130 interrupted.
+Exit codes: 0 all is well; 1 an image failed, or check or fsck found an error; 2 usage, configuration or list invalid;
+3 the repository or the machine stopped us; 70 a defect of cvmfs-sync itself (EX_SOFTWARE of sysexits.h);
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import enum
 import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -65,6 +67,14 @@ ImageArgument = Annotated[
 ]
 _DEFAULT_CONFIG = Path("cvmfs-sync.yaml")
 _DEFAULT_PLATFORM = str(Platform())
+
+
+class Format(enum.StrEnum):
+    """How `check` prints what it found."""
+
+    TEXT = "text"
+    JSON = "json"
+    GITHUB = "github"
 
 
 class Terminated(KeyboardInterrupt):
@@ -172,7 +182,9 @@ def _common(
 
 @app.command("check")
 def _check(
-    image_list: Annotated[Path, typer.Argument(metavar="LIST", help="The image list to check, a YAML file.")],
+    image_list: Annotated[
+        Path, typer.Argument(metavar="LIST", help="The list to check: an image list, or OSG's or DUCC's.")
+    ],
     changed_since: Annotated[
         Path | None,
         typer.Option("--changed-since", metavar="LIST", help="Look only at what is not in this older list."),
@@ -185,26 +197,29 @@ def _check(
         typer.Option("--config", "-c", metavar="FILE", help="Registries' options and paths for --online."),
     ] = None,
     json_output: JsonOption = False,
+    output: Annotated[
+        Format,
+        typer.Option("--format", help="'github' prints annotations that its pull requests show beside the lines."),
+    ] = Format.TEXT,
 ) -> int:
     """Validate an image list.
 
     All its errors are reported at once, each with its line. Exit code 1 if there is one; warnings are no errors.
     """
     from cvmfs_sync import checking
-    from cvmfs_sync.imagelist import load
-    from cvmfs_sync.render import plan_document, print_plan, problem_document
+    from cvmfs_sync.render import plan_document, print_plan, problem_document, workflow_commands
     from cvmfs_sync.service import now
 
     for path in (image_list, changed_since):
         if path is not None:
             _require_file(path)
     today = now().date()
-    wishes = load(image_list, today=today)
+    wishes = checking.load_any(image_list, today)
     if changed_since is not None:
-        wishes = checking.changed_since(wishes, load(changed_since, today=today))
+        wishes = checking.changed_since(wishes, checking.load_any(changed_since, today))
     decided = checking.online(wishes, config) if online else None
     failing = decided.failing if decided else 0
-    if json_output:
+    if json_output or output is Format.JSON:
         document = {
             "valid": not wishes.errors,
             "images": len(wishes.wishes),
@@ -212,8 +227,12 @@ def _check(
         }
         print_json(document | ({"online": plan_document(decided)} if decided else {}))
     else:
-        for problem in wishes.problems:
-            sys.stdout.write(f"{problem}\n")
+        if output is Format.GITHUB:
+            for line in workflow_commands(str(image_list), wishes, decided):
+                sys.stdout.write(f"{line}\n")
+        else:
+            for problem in wishes.problems:
+                sys.stdout.write(f"{problem}\n")
         if decided:
             print_plan(decided)
         state = f"{len(wishes.errors)} errors" if wishes.errors else "valid"
@@ -326,6 +345,52 @@ def _gc(
     return report.exit_code
 
 
+@app.command("fsck")
+def _fsck(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE", help="Restrict it to these images; all that is published by default."),
+    ] = None,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    content: Annotated[
+        Literal["none", "sample", "full"],
+        typer.Option(
+            help="How many files' content to read: none, a part that changes from day to day, or all. Names, sizes and"
+            " metadata of all are looked at in any case."
+        ),
+    ] = "sample",
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be derived; needs the lock.")] = False,
+    json_output: JsonOption = False,
+) -> int:
+    """Check links, catalogue, records and published trees against each other, and repair them.
+
+    Asks no registry. What is not ours is left alone, and nothing that a link leads to is removed. Exit code 1 if
+    anything is wrong and not mended.
+    """
+    from cvmfs_sync.fsck import fsck
+    from cvmfs_sync.locking import instance
+    from cvmfs_sync.render import fsck_document, print_fsck
+    from cvmfs_sync.service import load_config, make_context
+    from cvmfs_sync.state import State
+    from cvmfs_sync.treecheck import Amount
+
+    settings = load_config(config)
+    only = [parse_image(image) for image in images or ()]
+    with ExitStack() as stack:
+        if repair:
+            stack.enter_context(instance(settings.state_dir))
+        state = None if repair else State.snapshot(settings.state_dir)
+        context = stack.enter_context(make_context(settings, state))
+        report = fsck(context, Amount(content), only, repair=repair)
+    if json_output:
+        print_json(fsck_document(report))
+    else:
+        print_fsck(report)
+    if report.stopped is not None and json_output:
+        print_error(report.stopped)
+    return report.exit_code
+
+
 @app.command("status")
 def _status(
     images: ImagesArgument = None, config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = False
@@ -398,7 +463,11 @@ def _import(
 def _unpack(
     image: ImageArgument,
     destination: Annotated[
-        Path, typer.Argument(metavar="DEST", help="The directory to make; it may be there if it is empty.")
+        Path,
+        typer.Argument(
+            metavar="DEST",
+            help="The directory to make; it may be there if it is empty. Of a SIF file, the file, which may not.",
+        ),
     ],
     insecure: InsecureOption = False,
     platform: PlatformOption = _DEFAULT_PLATFORM,

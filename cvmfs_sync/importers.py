@@ -16,10 +16,11 @@ from cvmfs_sync.imagelist import parse as parse_list
 from cvmfs_sync.yamlfile import Document, Problem
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
-__all__ = ["Imported", "convert"]
+__all__ = ["Imported", "convert", "is_foreign"]
 
 # A line that would be an image if it were not commented out, rather than a sentence.
 _IMAGE_LIKE = re.compile(r"[a-z0-9._-]+(?::\d+)?(?:/[a-z0-9._-]+)+(?::[\w.*?\[\]-]+)?(?:@sha256:[0-9a-f]{64})?")
+_YAML_LINE = re.compile(r"- |[\w-]+:(?:\s|$)")
 _RULE = re.compile(r"[\W_]*")
 _SCHEME = re.compile(r"(?:https?|docker)://")
 
@@ -32,11 +33,28 @@ class Imported:
         text: An `image-list.yaml`.
         images: How many entries it has.
         problems: What was not carried over, by line of the original.
+        origins: Line of the original by line of `text`, both counted from 1; 0 for what no line stands for.
     """
 
     text: str
     images: int
     problems: tuple[Problem, ...]
+    origins: tuple[int, ...] = ()
+
+
+def is_foreign(text: str, document: Document) -> bool:
+    """Whether a list is another tool's: a recipe of DUCC, or lines that are no YAML mapping.
+
+    Args:
+        text: The list.
+        document: What YAML makes of it.
+    """
+    if isinstance(document.data, dict):
+        return "input" in document.data and "images" not in document.data
+    if document.data is not None and not isinstance(document.data, str | list):
+        return False
+    lines = [line.image for line in _plain_lines(text)]
+    return bool(lines) and not any(_YAML_LINE.match(line) for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,7 @@ def convert(text: str, file: str) -> Imported:
     else:
         kind, lines = "DUCC recipe", list(_recipe_lines(text, file, document, recipe, problems))
     output = [f"# Imported from a {kind} by cvmfs-sync.", "version: 1", "images:"]
+    origins = [0] * len(output)
     seen: dict[str, int] = {}
     for line in lines:
         name = _SCHEME.sub("", line.image)
@@ -80,9 +99,11 @@ def convert(text: str, file: str) -> Imported:
             continue
         seen[wish] = line.number
         output.extend(entry)
+        origins.extend([line.number] * len(entry))
     if not seen:
         output[-1] = "images: []"
-    return Imported("\n".join(output) + "\n", len(seen), tuple(sorted(problems, key=lambda p: p.line or 0)))
+    ordered = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+    return Imported("\n".join(output) + "\n", len(seen), ordered, (0, *origins))
 
 
 def _entry(name: str, description: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,9 @@ from typing import Any
 from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.console import document, human_size, print_error, print_table, printable
 from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
+from cvmfs_sync.findings import Finding, Mend
+from cvmfs_sync.fsck import FsckReport
+from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged
 from cvmfs_sync.retire import Retirement
 from cvmfs_sync.status import ImageStatus
@@ -25,14 +28,17 @@ from cvmfs_sync.yamlfile import Problem
 
 __all__ = [
     "collection_document",
+    "fsck_document",
     "plan_document",
     "print_collection",
+    "print_fsck",
     "print_plan",
     "print_report",
     "print_status",
     "problem_document",
     "report_document",
     "status_document",
+    "workflow_commands",
 ]
 
 
@@ -45,6 +51,40 @@ def problem_document(problem: Problem) -> dict[str, Any]:
         "severity": problem.severity,
         "message": problem.message,
     }
+
+
+def workflow_commands(file: str, wishes: ImageList, decided: Plan | None) -> Iterator[str]:
+    """Mistakes, and what would fail, as workflow commands of GitHub Actions.
+
+    Args:
+        file: The list's name, from the top of its repository.
+        wishes: The list.
+        decided: What `sync` would do, if that was asked.
+    """
+    for problem in wishes.problems:
+        text = ": ".join(part for part in (problem.where, problem.message) if part)
+        yield _annotation(problem.severity, file, problem.line, text)
+    for step in decided.steps if decided is not None else ():
+        match step:
+            case Failed():
+                yield _annotation("error", file, step.target.wish.line, str(step.error))
+            case Publish():
+                size = human_size(step.image.compressed_size)
+                text = f"{step.target}: would be published at {step.target.link}, {size} compressed"
+                yield _annotation("notice", file, step.target.wish.line, text)
+
+
+def _annotation(level: str, file: str, line: int | None, text: str) -> str:
+    place = f"file={_property(file)}" + (f",line={line}" if line is not None else "")
+    return f"::{level} {place}::{_data(printable(text))}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def plan_document(decided: Plan) -> dict[str, Any]:
@@ -127,6 +167,61 @@ def print_collection(report: CollectionReport) -> None:
         sys.stderr.write(f"cvmfs-sync: nothing is retired: {report.plan.refused}\n")
     if report.stopped is not None:
         print_error(report.stopped)
+
+
+def fsck_document(report: FsckReport) -> dict[str, Any]:
+    """What was wrong, and what became of it."""
+    return {
+        "exit_code": report.exit_code,
+        "links": report.links,
+        "trees": report.trees,
+        "files_read": report.files,
+        "unindexed": list(report.unindexed),
+        "seconds": round(report.seconds, 3),
+        "recovered": report.recovered,
+        "stopped": document(report.stopped) if report.stopped else None,
+        "findings": [
+            {
+                "kind": each.kind.value,
+                "path": each.path,
+                "tree": each.tree,
+                "found": each.found,
+                "expected": each.expected,
+                "mended": each in report.done,
+                "todo": _finding_todo(report, each),
+            }
+            for each in report.findings
+        ],
+        "foreign": [{"path": each.path, "what": each.what} for each in report.foreign],
+    }
+
+
+def print_fsck(report: FsckReport) -> None:
+    """Every finding, and a summary."""
+    if report.recovered:
+        sys.stdout.write(f"{report.recovered}\n")
+    for each in report.findings:
+        last = ("to do:", todo) if (todo := _finding_todo(report, each)) else ("mended:", "yes")
+        sys.stdout.write(printable(f"{each.kind.value}: {each.path}\n"))
+        for label, text in (("found:", each.found), ("expected:", each.expected), last):
+            sys.stdout.write(printable(f"  {label:<10}{text}\n"))
+    counts = f"{report.links} links, {report.trees} trees, content of {report.files} files"
+    left = len(report.findings) - len(report.done)
+    sys.stdout.write(f"{counts}: {len(report.done)} mended, {left} left, {report.seconds:.1f} s\n")
+    if report.unindexed:
+        sys.stdout.write(f"{len(report.unindexed)} trees have lost their index; --content full reads them\n")
+    if report.foreign:
+        sys.stdout.write(f"{len(report.foreign)} links and trees are not ours; --json names them\n")
+    if report.stopped is not None:
+        print_error(report.stopped)
+
+
+def _finding_todo(report: FsckReport, finding: Finding) -> str | None:
+    """What is left to do about it."""
+    if finding in report.done:
+        return None
+    begun = report.repair and report.stopped is None and finding.mend is Mend.FORGET_TREE
+    return Mend.SYNC.value if begun else finding.mend.value
 
 
 def print_status(root: Path, statuses: Sequence[ImageStatus]) -> None:

@@ -102,3 +102,72 @@ def test_a_list_from_a_url_that_was_never_there_is_exit_2(tmp_path: Path, comman
     config = tmp_path / "cvmfs-sync.yaml"
     config.write_text("image_list: http://127.0.0.1:9/list.yaml\n")
     assert "http://127.0.0.1:9/list.yaml" in run_cli(command, "--config", config).ok(2).stderr
+
+
+OTHER_LISTS = {
+    "docker_images.txt": (
+        "debian:12\n# tools\norg/tool:1.*\norg/tool:latest\n\nregistry.example.org:5000/a/b:1   # nested\norg/x::\n",
+        [(4, "warning"), (7, "error")],
+        4,
+    ),
+    "one line": ("debian:12\n", [], 1),
+    "DUCC": (
+        """\
+version: 1
+user: cvmfs-sync
+input:
+  - 'https://registry.example.org/org/tool:1.*'
+  - 'https://docker.io/library/debian:latest'
+  - 'https://docker.io/org/x::'
+""",
+        [(2, "warning"), (5, "warning"), (6, "error")],
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_LISTS)
+def test_other_tools_lists_are_checked_as_they_are(tmp_path: Path, kind: str) -> None:
+    """Each mistake stands at its line of the file that people edit, not of what `import` would make of it."""
+    text, problems, images = OTHER_LISTS[kind]
+    (tmp_path / "list").write_text(text)
+    document = (
+        run_cli("check", "--json", tmp_path / "list").ok(1 if (7, "error") in problems or "DUCC" in kind else 0).json
+    )
+    assert [(p["line"], p["severity"]) for p in document["problems"]] == problems
+    assert document["images"] == images
+
+
+def test_what_a_pull_request_adds_to_another_tools_list(tmp_path: Path) -> None:
+    """Only the lines that are new are looked at."""
+    (tmp_path / "old").write_text("debian:12\norg/x::\n")
+    (tmp_path / "new").write_text("debian:12\norg/x::\norg/tool:latest\n")
+    document = run_cli("check", "--json", "--changed-since", tmp_path / "old", tmp_path / "new").ok().json
+    assert (document["images"], [p["line"] for p in document["problems"]]) == (1, [3])
+
+
+def test_a_broken_image_list_is_not_taken_for_another_tools(tmp_path: Path) -> None:
+    """A mistake in the YAML is told as such."""
+    (tmp_path / "list").write_text("version: 1\nimages:\n  - debian:12\n - org/tool:1\n")
+    assert "list:4" in run_cli("check", tmp_path / "list").ok(1).stdout
+
+
+def test_annotations_for_github(tmp_path: Path) -> None:
+    """Mistakes, failures and what would be published stand at their lines; no text ends the command early."""
+    image = Image((layer(file("hello", "x" * 1000)),))
+    layout = write_layout(tmp_path / "images", {"1": image})
+    source = tmp_path / "a,b.yaml"
+    source.write_text(f"version: 1\nimages:\n  - oci:{layout}:1\n  - oci:{layout}:2\n  - docker.io/x/y:50%::z\n")
+    lines = run_cli("check", "--online", "--format", "github", source).ok(1).stdout.splitlines()
+    name = str(source).replace(",", "%2C")
+    commands = [line for line in lines if line.startswith("::")]
+    assert [command.partition("::")[2].split("::")[0] for command in commands] == [
+        f"error file={name},line=5",
+        f"notice file={name},line=3",
+        f"error file={name},line=4",
+    ]
+    assert "50%25" in commands[0]
+    assert "would be published" in commands[1]
+    assert "not" in commands[2]
+    assert run_cli("check", "--format", "json", source).ok(1).json["images"] == 2
+    assert "one of" in run_cli("check", "--format", "xml", source).ok(2).stderr
