@@ -10,15 +10,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from cvmfs_sync.diff import Fields, Make, Settle, TreeDiff
 from cvmfs_sync.removal import remove_at
 from cvmfs_sync.tar import Entry, Kind, Reader
-from cvmfs_sync.tree import Inode, Tree, split
-from cvmfs_sync.writing import NEW_FILE, DirectoryWriter, Policy
+from cvmfs_sync.tree import Tree, split
+from cvmfs_sync.writing import IGNORED_XATTR_ERRORS, NEW_FILE, DirectoryWriter, Policy
 
 __all__ = ["TreeEditor", "wanted_files"]
 
@@ -83,8 +83,21 @@ class TreeEditor(DirectoryWriter):
         for link in self._difference.links:
             self._link(link.target, link.path)
         names = self._names(tree)
+        directories: list[Settle] = []
+        touched: set[bytes] = set()
         for settle in self._difference.metadata:
-            self._settle(settle, names)
+            if settle.inode.children is None:
+                touched |= self._settle(settle, names.get(id(settle.inode), [settle.path]))
+            else:
+                directories.append(settle)
+        for settle in directories:
+            descriptor = self._directory(settle.path)
+            self._clear_xattrs(descriptor, settle.inode.entry, settle.fields)
+            self._metadata(descriptor, settle.inode.entry, self._policy.directory_mode)
+        for path in touched.difference(settle.path for settle in directories):
+            directory = tree.find(path)
+            assert directory is not None  # noqa: S101 - a name of the tree is in it
+            os.utime(self._directory(path), ns=(directory.entry.mtime, directory.entry.mtime))
 
     def _names(self, tree: Tree) -> dict[int, list[bytes]]:
         """All names of the files that have several and other metadata now."""
@@ -97,38 +110,30 @@ class TreeEditor(DirectoryWriter):
                     names[id(inode)].append(path)
         return names
 
-    def _settle(self, settle: Settle, names: Mapping[int, list[bytes]]) -> None:
+    def _settle(self, settle: Settle, names: Sequence[bytes]) -> set[bytes]:
+        """Give a leaf its metadata; the directories whose time that has set, because names were made anew in them."""
         inode, path = settle.inode, settle.path
-        if inode.children is not None:
-            descriptor = self._directory(path)
-            self._clear_xattrs(descriptor, inode.entry, settle.fields)
-            self._metadata(descriptor, inode.entry, self._policy.directory_mode)
-        elif inode.entry.kind is Kind.FILE:
+        if inode.entry.kind is not Kind.FILE:
+            # Made anew rather than changed: opening one has effects, and it costs no content.
+            self._unlink(names)
+            self._make(path, inode)
+        else:
             with _Opened(self, path) as descriptor:
-                if self._shared:
-                    self._replace(descriptor, path, inode, names.get(id(inode), [path]))
-                else:
+                if not self._shared:
                     self._clear_xattrs(descriptor, inode.entry, settle.fields)
                     self._metadata(descriptor, inode.entry, self._policy.file_mode)
-        else:
-            # Made anew rather than changed: opening one has effects, and it costs no content.
-            for name in names.get(id(inode), [path]):
-                parent, last = split(name)
-                os.unlink(last, dir_fd=self._directory(parent))
-            self._make(path, inode)
-            for name in names.get(id(inode), ()):
-                if name != path:
-                    self._link(path, name)
-
-    def _replace(self, source: int, path: bytes, inode: Inode, names: list[bytes]) -> None:
-        """Give a file that is another tree's, too, an inode of its own under all its names."""
-        for name in names:
-            parent, last = split(name)
-            os.unlink(last, dir_fd=self._directory(parent))
-        self._copy(source, path, inode.entry)
+                    return set()
+                self._unlink(names)
+                self._copy(descriptor, path, inode.entry)
         for name in names:
             if name != path:
                 self._link(path, name)
+        return {split(name)[0] for name in names}
+
+    def _unlink(self, names: Iterable[bytes]) -> None:
+        for path in names:
+            parent, name = split(path)
+            os.unlink(name, dir_fd=self._directory(parent))
 
     def _copy(self, source: int, path: bytes, entry: Entry) -> None:
         parent, name = split(path)
@@ -143,10 +148,16 @@ class TreeEditor(DirectoryWriter):
         """Remove the attributes that the entry has not; only those that an image can give."""
         if Fields.XATTRS not in fields:
             return
-        for name in os.listxattr(descriptor):
-            encoded = os.fsencode(name)
-            if encoded not in entry.xattrs and encoded.startswith(self._policy.xattrs):
-                os.removexattr(descriptor, name)
+        try:
+            for name in os.listxattr(descriptor):
+                encoded = os.fsencode(name)
+                if encoded not in entry.xattrs and encoded.startswith(self._policy.xattrs):
+                    os.removexattr(descriptor, name)
+        except OSError as error:
+            # As when they are set: a file system may know none, or have some of its own that nobody can remove.
+            if error.errno not in IGNORED_XATTR_ERRORS:
+                raise
+            self.dropped_xattrs += 1
 
 
 class _Opened:

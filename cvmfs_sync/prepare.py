@@ -26,6 +26,7 @@ from cvmfs_sync.ports import Progress, Repository, Traits
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.relative import Candidate, Choice, candidates, nearest, sketch, whole_difference
 from cvmfs_sync.resolve import Sources
+from cvmfs_sync.rootfs import os_errors
 from cvmfs_sync.sandbox import GENERATION, furnish
 from cvmfs_sync.shelf import Shelf, repository_of
 from cvmfs_sync.spool import Spool
@@ -126,7 +127,8 @@ class Preparer:
             NoSpace: It does not fit into the spool.
         """
         with ExitStack() as resources, no_garbage_collection():
-            known = {diff_id: self.indexes.get(diff_id) for diff_id in image.config.diff_ids}
+            with os_errors("to the indexes in the state directory"):
+                known = {diff_id: self.indexes.get(diff_id) for diff_id in image.config.diff_ids}
             unknown = {
                 layer.digest: layer
                 for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)

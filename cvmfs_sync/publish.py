@@ -8,10 +8,11 @@ time shows a consistent state after each. A tree is published when its record is
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,15 +23,15 @@ from cvmfs_sync import __version__
 from cvmfs_sync.catalogue import CatalogueFile, LinkWish, catalogue_entry
 from cvmfs_sync.diff import Make
 from cvmfs_sync.edit import TreeEditor, wanted_files
-from cvmfs_sync.errors import CloneRefused, NotAsMeant
+from cvmfs_sync.errors import CloneRefused, InvalidImage, NotAsMeant
 from cvmfs_sync.flatten import layers_ahead
 from cvmfs_sync.inventory import CatalogueEntry, Published, all_links, find_tree
 from cvmfs_sync.layout import Layout, record_path, relative_target, tree_key
 from cvmfs_sync.ports import Clone, Progress, Repository, Transaction
 from cvmfs_sync.prepare import Prepared, Recipe, kept_metadata
-from cvmfs_sync.reference import Platform
 from cvmfs_sync.sandbox import GENERATION
-from cvmfs_sync.tar import Kind, Reader
+from cvmfs_sync.tar import Kind, Limits, Reader
+from cvmfs_sync.tree import printable
 from cvmfs_sync.verify import verify
 from cvmfs_sync.writing import SANDBOX
 
@@ -38,6 +39,10 @@ __all__ = ["LinkChange", "put_image", "put_links"]
 
 _RECORD_VERSION = 1
 _REPORTED = 5
+# What the steps of a difference meet in a directory that does not hold the tree which they begin with.
+_OTHERWISE = frozenset(
+    {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EACCES}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ def put_image(
         _write(root, repository, recipe, prepared, progress)
         _require_as_meant(root, repository, prepared)
         make_directories(repository, recipe.layout, transaction)
-        record = _record(prepared, links[0].platform, now)
+        record = _record(prepared, links[0], now)
         transaction.write(record_path(tree_key(image.digest, GENERATION)), as_json(record))
         tree = Published(image.digest, GENERATION, path, record)
         changes = [
@@ -138,28 +143,53 @@ def _write(root: Path, repository: Repository, recipe: Recipe, prepared: Prepare
     wanted = wanted_files(difference)
     shared = prepared.choice.relative is not None and repository.traits.shares_files
     with TreeEditor(root, SANDBOX, difference, shared=shared) as editor:
-        editor.begin()
-        with closing(layers_ahead(prepared.layers, sorted(wanted, reverse=True), recipe.limits)) as opened:
-            for number, chunks in opened:
-                _write_files(
-                    editor, Reader(chunks, recipe.limits, what=prepared.layers[number].what), wanted[number], progress
-                )
-        editor.finish(prepared.tree)
+        try:
+            editor.begin()
+            with closing(layers_ahead(prepared.layers, sorted(wanted, reverse=True), recipe.limits)) as opened:
+                for number, chunks in opened:
+                    _write_files(editor, prepared.layers[number].what, chunks, recipe.limits, wanted[number], progress)
+            editor.finish(prepared.tree)
+        except OSError as error:
+            if prepared.choice.relative is None or error.errno not in _OTHERWISE:
+                raise
+            raise NotAsMeant(
+                f"{prepared.image.name}: {prepared.choice.relative}, which it was to be made of, is not what it was",
+                found=f"{error.strerror}: {printable(os.fsencode(error.filename or b''))}",
+                todo="`cvmfs-sync fsck` tells what has become of it",
+            ) from error
 
 
 def _write_files(
-    editor: TreeEditor, reader: Reader, wanted: Mapping[int, tuple[Make, ...]], progress: Progress
+    editor: TreeEditor,
+    what: str,
+    chunks: Iterable[bytes],
+    limits: Limits,
+    wanted: Mapping[int, tuple[Make, ...]],
+    progress: Progress,
 ) -> None:
-    """Write the files that are wanted of one layer; what comes after the last one is not read."""
-    left = len(wanted)
+    """Write the files that are wanted of one layer; what comes after the last one is not read.
+
+    Raises:
+        InvalidImage: The layer is not the one that its index was made of.
+    """
+    left = dict(wanted)
+    reader = Reader(chunks, limits, what=what)
     for ordinal, entry in enumerate(reader):
-        makes = wanted.get(ordinal)
+        makes = left.get(ordinal)
         if makes is not None:
+            if entry != makes[0].inode.entry:
+                break
             editor.write(makes, reader)
             progress.advance(entry.size)
-            left -= 1
+            del left[ordinal]
             if not left:
                 return
+    path = next(iter(left.values()))[0].inode.entry.path
+    raise InvalidImage(
+        f"{what}: not the layer that its diff_id names",
+        found=f"something else at {printable(path)}",
+        expected="what the layer of that diff_id has there",
+    )
 
 
 def _require_as_meant(root: Path, repository: Repository, prepared: Prepared) -> None:
@@ -191,8 +221,13 @@ def make_directories(repository: Repository, layout: Layout, transaction: Transa
     for marker in layout.markers():
         if not (repository.root / marker).exists():
             transaction.write(marker, b"")
+    try:
+        with os.scandir(repository.root / layout.trees) as entries:
+            there = {f"{layout.trees}/{entry.name}" for entry in entries if entry.is_dir()}
+    except FileNotFoundError:
+        there = set()
     for prefix in layout.prefixes():
-        if not (repository.root / prefix).is_dir():
+        if prefix not in there:
             transaction.make_directory(prefix)
 
 
@@ -216,15 +251,16 @@ def _lines(changes: Sequence[LinkChange]) -> dict[str, CatalogueEntry]:
     return {change.link: change.entry for change in changes}
 
 
-def _record(prepared: Prepared, platform: Platform, now: datetime) -> dict[str, Any]:
+def _record(prepared: Prepared, first: LinkWish, now: datetime) -> dict[str, Any]:
     image, config, totals = prepared.image, prepared.image.config, prepared.choice.difference.totals
+    origin = first.wish.origin
     return {
         "version": _RECORD_VERSION,
         "generator": f"cvmfs-sync {__version__}",
         "reference": str(image.name),
         "digest": str(image.digest),
         "source_digest": str(image.source_digest),
-        "platform": str(platform),
+        "platform": str(first.platform),
         "generation": GENERATION,
         "config": {
             "digest": str(config.digest),
@@ -244,6 +280,7 @@ def _record(prepared: Prepared, platform: Platform, now: datetime) -> dict[str, 
         "size": prepared.size,
         "entries": prepared.entries,
         "published_at": now.isoformat(),
+        "tree": prepared.path,
         "made_of": prepared.choice.relative,
         "written": {
             "files": totals.files + totals.touched_files,
@@ -251,6 +288,9 @@ def _record(prepared: Prepared, platform: Platform, now: datetime) -> dict[str, 
             "removed": totals.removed,
         },
         "sketch": prepared.sketch,
+        "list_commit": origin.commit if origin else None,
+        "requested_by": origin.author if origin else None,
+        "requested_at": origin.at if origin else None,
     }
 
 

@@ -68,7 +68,7 @@ class Spool:
         self._unwritten: dict[Digest, int] = {}
         self._turns: set[Digest | Path] = set()
         self._queue: list[object] = []
-        self._holders: dict[object, tuple[int, dict[Digest, int]]] = {}
+        self._holders: dict[object, tuple[object, dict[Digest, int]]] = {}
         self._opened = False
 
     def get(self, name: ImageName, descriptor: Descriptor, sources: Sources, progress: Progress) -> Path:
@@ -102,7 +102,9 @@ class Spool:
         return final
 
     @contextmanager
-    def hold(self, descriptors: Iterable[Descriptor], what: str = "an image") -> Iterator[None]:
+    def hold(
+        self, descriptors: Iterable[Descriptor], what: str = "an image", *, owner: object = None
+    ) -> Iterator[None]:
         """Keep room for these blobs, and those of them that are there, until the block ends.
 
         Waits while others hold the room, first come, first served; so a thread takes all that it needs at once.
@@ -110,16 +112,19 @@ class Spool:
         Args:
             descriptors: The blobs. Those that a source has on this machine need no room here: `fetch.spooled`.
             what: Who needs them, to begin messages with.
+            owner: Whose all is that has to fit together; the thread's if None. For who takes room in one thread and
+                gives it back in another.
 
         Raises:
-            NoSpace: They do not fit into the limit together with what the thread holds already: this image can't be
+            NoSpace: They do not fit into the limit together with what the owner holds already: this image can't be
                 published here, others can.
         """
         wanted = _sizes(descriptors)
         ticket = object()
+        owner = threading.get_ident() if owner is None else owner
         with self._changed:
             self._open()
-            self._require_possible(what, wanted)
+            self._require_possible(what, wanted, owner)
             self._queue.append(ticket)
             try:
                 while not self._may_enter(ticket, wanted):
@@ -128,7 +133,7 @@ class Spool:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
             self._stock.use(wanted)
-            self._holders[ticket] = (threading.get_ident(), wanted)
+            self._holders[ticket] = (owner, wanted)
         try:
             with self._changed:
                 self._trim()
@@ -195,13 +200,12 @@ class Spool:
                 self._stock.store(digest, size)
         self._trim()
 
-    def _require_possible(self, what: str, wanted: dict[Digest, int]) -> None:
+    def _require_possible(self, what: str, wanted: dict[Digest, int], owner: object) -> None:
         if self._limit is None:
             return
-        mine = threading.get_ident()
         together = dict(wanted)
-        for thread, held in self._holders.values():
-            if thread == mine:
+        for other, held in self._holders.values():
+            if other == owner:
                 together |= held
         if (size := sum(together.values())) > self._limit:
             raise _too_large(f"{what}: {len(together)} layers together", size, self._limit)

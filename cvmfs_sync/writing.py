@@ -19,7 +19,16 @@ from cvmfs_sync.beneath import open_directory
 from cvmfs_sync.tar import Entry, Kind, Reader
 from cvmfs_sync.tree import Inode, printable, split
 
-__all__ = ["EXACT", "EXACT_AS_USER", "NEW_FILE", "SANDBOX", "DirectoryWriter", "Policy", "exact_policy"]
+__all__ = [
+    "EXACT",
+    "EXACT_AS_USER",
+    "IGNORED_XATTR_ERRORS",
+    "NEW_FILE",
+    "SANDBOX",
+    "DirectoryWriter",
+    "Policy",
+    "exact_policy",
+]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,7 +36,7 @@ NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 600
 # Up to this size a file is written from one piece.
 _SMALL = 1 << 16
-_IGNORED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
+IGNORED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +164,7 @@ class DirectoryWriter:
                     try:
                         os.setxattr(descriptor, name, value)
                     except OSError as error:
-                        if error.errno not in _IGNORED_XATTR_ERRORS:
+                        if error.errno not in IGNORED_XATTR_ERRORS:
                             raise
                         self.dropped_xattrs += 1
         os.utime(descriptor, ns=(entry.mtime, entry.mtime))

@@ -91,12 +91,21 @@ def _copy_metadata(old: int, new: int, directory: bytes) -> None:
         target = open_directory(new, directory) if directory else os.dup(new)
         try:
             status = os.fstat(source)
-            for name in os.listxattr(source):
-                if name.startswith("user."):
-                    os.setxattr(target, name, os.getxattr(source, name))
+            for name in _attributes(source):
+                os.setxattr(target, name, os.getxattr(source, name))
             os.fchmod(target, stat.S_IMODE(status.st_mode))
             os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
         finally:
             os.close(target)
     finally:
         os.close(source)
+
+
+def _attributes(descriptor: int) -> list[str]:
+    """The extended attributes that an image can have given; none where the file system knows none."""
+    try:
+        return [name for name in os.listxattr(descriptor) if name.startswith("user.")]
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []

@@ -71,7 +71,9 @@ class Workshop:
         repository: Repository = self.repository
         self.catalogue = CatalogueFile(repository, self.recipe.layout)
         self.shelf = Shelf(repository, self.tree_indexes)
-        self.preparer = Preparer(repository, self.sources, self.sources, self.spool, self.recipe, self.layer_indexes, self.shelf)
+        self.preparer = Preparer(
+            repository, self.sources, self.sources, self.spool, self.recipe, self.layer_indexes, self.shelf
+        )
 
     def close(self) -> None:
         """Close connections."""
