@@ -7,18 +7,19 @@ it or an error, because what can't be read may be what must not be deleted.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cvmfs_sync.errors import InvalidReference, RepositoryUnavailable
 from cvmfs_sync.layout import CATALOGUE, LAYOUTS, OWN, RECORDS, Layout, key_of_tree, record_path, tree_key
 from cvmfs_sync.ports import Repository
-from cvmfs_sync.reference import Digest
+from cvmfs_sync.reference import Digest, parse_image
 from cvmfs_sync.sandbox import GENERATION
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "all_links",
     "all_records",
     "all_trees",
+    "configuration_of",
     "derived_entry",
     "find_tree",
+    "is_link_of",
     "published",
     "read_catalogue",
     "read_record",
@@ -50,6 +53,9 @@ class CatalogueEntry:
         path: The sandbox, relative to the repository's root.
         size: Bytes of all regular files.
         published_at: When the link got its present target, ISO 8601, UTC.
+        list_commit: Of the list, in which it asked for that; None if the list is in no git repository.
+        requested_by: Who changed the list's entry last, before that.
+        requested_at: When that was.
     """
 
     image: str
@@ -63,6 +69,9 @@ class CatalogueEntry:
     description: str | None = None
     contact: str | None = None
     definition: str | None = None
+    list_commit: str | None = None
+    requested_by: str | None = None
+    requested_at: str | None = None
 
 
 Catalogue = Mapping[str, CatalogueEntry]
@@ -81,7 +90,7 @@ class Published:
 def published(repository: Repository, layout: Layout, link: str) -> Published | None:
     """What a link leads to, if that is a tree with its record."""
     try:
-        target = os.readlink(repository.root / link)
+        target = os.readlink(os.path.join(repository.root, link))
     except OSError:
         return None
     path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
@@ -89,6 +98,14 @@ def published(repository: Repository, layout: Layout, link: str) -> Published | 
     if key is None:
         return None
     return _by_key(repository, path, key)
+
+
+def configuration_of(tree: Published) -> Digest | None:
+    """The digest of the image configuration that a tree was made by, if its record tells."""
+    try:
+        return Digest.parse(tree.record["config"]["digest"])
+    except (KeyError, TypeError, AttributeError, InvalidReference):
+        return None
 
 
 def find_tree(repository: Repository, layout: Layout, digest: Digest) -> Published | None:
@@ -109,18 +126,43 @@ def stored_catalogue(repository: Repository) -> Catalogue | None:
     try:
         document = json.loads((repository.root / CATALOGUE).read_bytes())
         if document["version"] == CATALOGUE_VERSION:
-            return {link: CatalogueEntry(**entry) for link, entry in document["images"].items()}
+            lines = {link: CatalogueEntry(**entry) for link, entry in document["images"].items()}
+            return lines if all(map(_is_well_typed, lines.values())) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
 
 
+def _is_well_typed(line: CatalogueEntry) -> bool:
+    texts = (line.image, line.digest, line.source_digest, line.platform, line.path, line.published_at)
+    more = (line.description, line.contact, line.definition, line.list_commit, line.requested_by, line.requested_at)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int) for number in (line.size, line.entries))
+        and all(text is None or isinstance(text, str) for text in more)
+    )
+
+
 def _scan(repository: Repository, layout: Layout) -> Iterator[tuple[str, CatalogueEntry]]:
-    """The catalogue's lines for all links to published trees, without what only the list knows."""
+    """The catalogue's lines for links to published trees, without what only the list knows.
+
+    Only for links that are where the image's name would be: another one may be somebody else's, and what is in the
+    catalogue is ours to retire.
+    """
     for link, _ in all_links(repository):
         tree = published(repository, layout, link)
-        if tree is not None:
-            yield link, derived_entry(layout, link, tree)
+        entry = derived_entry(layout, link, tree) if tree is not None else None
+        if entry is not None and is_link_of(layout, link, entry.image):
+            yield link, entry
+
+
+def is_link_of(layout: Layout, link: str, image: str) -> bool:
+    """Whether a link is where the image's name would be, for its first platform or another one."""
+    try:
+        expected = layout.link(parse_image(image))
+    except InvalidReference:
+        return False
+    return expected == (link.split("/", 2)[2] if link.startswith(".multiarch/") else link)
 
 
 def derived_entry(layout: Layout, link: str, tree: Published) -> CatalogueEntry:
@@ -154,7 +196,9 @@ def all_links(repository: Repository) -> Iterator[tuple[str, str]]:
         for name in [*names, *files]:
             try:
                 target = os.readlink(os.path.join(directory, name))
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # it is no link
+                    _unreadable(error)
                 continue
             link = posixpath.normpath(posixpath.join(relative, name))
             path = _tree_on_the_way(posixpath.normpath(posixpath.join(posixpath.dirname(link), target)))
@@ -196,9 +240,12 @@ def all_records(repository: Repository, *, lenient: bool = False) -> Iterator[Pu
     """
     for key in record_keys(repository):
         paths = [Layout(layout).tree_of_key(key) for layout in LAYOUTS]
-        path = next((path for path in paths if (repository.root / path).is_dir()), paths[0])
+        path = next((path for path in paths if os.path.isdir(os.path.join(repository.root, path))), paths[0])
         try:
             record = read_record(repository, path, key)
+            # The layout may have been changed since, and both trees be there: the record is about the one it names.
+            if record is not None and record.record.get("tree") in paths:
+                record = replace(record, path=str(record.record["tree"]))
         except ValueError as error:
             if lenient:
                 continue
@@ -266,11 +313,13 @@ def _by_key(repository: Repository, path: str, key: str) -> Published | None:
         found = _read_record(repository, path, key)
     except (OSError, ValueError, KeyError, TypeError, InvalidReference):
         return None
-    return found if (repository.root / path).is_dir() else None
+    return found if os.path.isdir(os.path.join(repository.root, path)) else None
 
 
 def _read_record(repository: Repository, path: str, key: str) -> Published:
-    record = json.loads((repository.root / record_path(key)).read_bytes())
+    # By the tens of thousands: a path that is an object takes longer to make than a record to read.
+    with open(os.path.join(repository.root, record_path(key)), "rb") as file:
+        record = json.loads(file.read())
     digest = Digest.parse(record["digest"])
     generation = int(record["generation"])
     if tree_key(digest, generation) != key:

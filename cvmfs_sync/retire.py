@@ -14,24 +14,50 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
 from itertools import islice
 
 from cvmfs_sync.catalogue import write_catalogue
 from cvmfs_sync.errors import InvalidReference, RepositoryError, RepositoryUnavailable
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.inventory import Catalogue, CatalogueEntry, all_links, all_records, all_trees, read_catalogue
+from cvmfs_sync.inventory import (
+    Catalogue,
+    Published,
+    all_links,
+    all_records,
+    all_trees,
+    configuration_of,
+    read_catalogue,
+)
 from cvmfs_sync.layout import Layout, key_of_tree, record_path
 from cvmfs_sync.ports import Repository
 from cvmfs_sync.reference import Digest, ImageName, parse_image
 from cvmfs_sync.state import Orphan
-from cvmfs_sync.survey import Failed, Gone, Survey, Target, matches
+from cvmfs_sync.survey import Failed, Gone, Present, Survey, Target, matches
 
 __all__ = [
-    "Inventory", "Orphans", "RetirePlan", "Retirement", "carry_out", "orphans", "retirement", "take_inventory",
-    "takedown",
+    "Identity", "Inventory", "Orphans", "RetirePlan", "Retirement", "carry_out", "forget_lines", "orphans",
+    "retirement", "take_inventory", "takedown",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a record says that its tree is.
+
+    Attributes:
+        name: Under which it was published first.
+        manifest: Digest of the platform's manifest.
+        source: What the name meant then.
+        configuration: Digest of the image configuration.
+    """
+
+    name: ImageName | None
+    manifest: Digest
+    source: Digest | None = None
+    configuration: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +66,20 @@ class Inventory:
 
     Attributes:
         catalogue: Our links.
-        links: Every link to a tree, anybody's, with the tree's path.
+        links: Every link to a tree or into one, anybody's, with the tree's path.
         trees: Paths of all trees, published or not.
-        records: Paths of the trees that have a record, with their digests.
+        records: Paths of the trees that have a record, with what it says.
     """
 
     catalogue: Catalogue
     links: Mapping[str, str]
     trees: frozenset[str]
-    records: Mapping[str, Digest]
+    records: Mapping[str, Identity]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is there: as in a repository that is not mounted."""
+        return not (self.catalogue or self.trees)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +126,13 @@ class RetirePlan:
     refused: str | None = None
 
 
-def take_inventory(repository: Repository, layout: Layout) -> Inventory:
+def take_inventory(repository: Repository, layout: Layout, *, lenient: bool = False) -> Inventory:
     """Read all of the repository but the trees themselves.
+
+    Args:
+        repository: Which.
+        layout: Of a catalogue that has been lost.
+        lenient: Whether to pass over records that make no sense.
 
     Raises:
         RepositoryUnavailable: Anything can't be read: what is not seen might be in use.
@@ -106,8 +142,13 @@ def take_inventory(repository: Repository, layout: Layout) -> Inventory:
     catalogue = read_catalogue(repository, layout)
     links = dict(all_links(repository))
     trees = frozenset(all_trees(repository))
-    records = {each.path: each.digest for each in all_records(repository)}
+    records = {each.path: _identity(each) for each in all_records(repository, lenient=lenient)}
     return Inventory(catalogue, links, trees, records)
+
+
+def _identity(tree: Published) -> Identity:
+    source = _digest(str(tree.record.get("source_digest")))
+    return Identity(_name(str(tree.record.get("reference"))), tree.digest, source, configuration_of(tree))
 
 
 def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
@@ -116,6 +157,9 @@ def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
     undecided: set[str] = set()
     wanted = {each.link: each for each in survey.targets if isinstance(each, Target)}
     broken = {each.target.link for each in survey.targets if isinstance(each, Failed)}
+    asked_for: dict[ImageName, set[str]] = {}
+    for each in wanted.values():
+        asked_for.setdefault(each.name, set()).add(str(each.platform))
     for link, line in inventory.catalogue.items():
         if link not in inventory.links:
             continue
@@ -124,10 +168,15 @@ def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
             answer = survey.answers.get(target.name)
             if isinstance(answer, Gone):
                 reasons[link] = "its registry has no such image any more"
+            elif not isinstance(answer, Present):
+                undecided.add(link)
             continue
-        name = _name(line)
+        name = _name(line.image)
         if link in broken or name is None or any(matches(wish, name) for wish in survey.unlisted):
             undecided.add(link)
+        elif name in asked_for:
+            there = line.platform in asked_for[name]
+            reasons[link] = "its image has another path now" if there else f"nobody asks for {line.platform} any more"
         else:
             reasons[link] = _reason(name, survey, wishes)
     linked = set(inventory.links.values())
@@ -147,9 +196,9 @@ def _reason(name: ImageName, survey: Survey, wishes: ImageList) -> str:
     return "the list does not ask for it any more"
 
 
-def _name(line: CatalogueEntry) -> ImageName | None:
+def _name(image: str) -> ImageName | None:
     try:
-        return parse_image(line.image)
+        return parse_image(image)
     except InvalidReference:
         return None
 
@@ -207,10 +256,11 @@ def _left_alone(links: Iterable[Retirement], inventory: Inventory) -> Iterable[R
 
 def _too_many(plan: RetirePlan, inventory: Inventory, max_fraction: float) -> str | None:
     for what, going, there in (
-        ("links", len(plan.links), len(inventory.catalogue)),
+        ("links", len(plan.links), len(inventory.catalogue.keys() & inventory.links.keys())),
         ("trees", len(plan.trees), len(inventory.trees)),
     ):
-        if going > max_fraction * there:
+        # What the operator has written, and not the binary number that is nearest: 0.29 of 100 are 29.
+        if going > Fraction(repr(max_fraction)) * there:
             return (
                 f"{going} of {there} {what} would go, more than retire.max_fraction ({max_fraction:g}) allows;"
                 " see with --dry-run that this is meant, then use --force"
@@ -218,29 +268,47 @@ def _too_many(plan: RetirePlan, inventory: Inventory, max_fraction: float) -> st
     return None
 
 
-def takedown(wishes: ImageList, inventory: Inventory) -> RetirePlan:
-    """What the list blocks and is published: it goes at once."""
-    links: list[Retirement] = []
-    blocked_trees: dict[str, str] = {}
-    for tree, digest in inventory.records.items():
-        entry = wishes.block(None, digest)
+def takedown(wishes: ImageList, inventory: Inventory, sources: Mapping[tuple[str, str], tuple[str, str]]) -> RetirePlan:
+    """What the list blocks and is published: it goes at once. A tree that somebody else's link leads to stays.
+
+    Args:
+        wishes: With what is blocked.
+        inventory: Of the repository.
+        sources: See `State.sources`: an index may have got another digest since its image was published.
+    """
+    reasons: dict[str, str] = {}
+    for tree, identity in inventory.records.items():
+        entry = wishes.block(None, identity.manifest, identity.configuration)
         if entry is not None:
-            blocked_trees[tree] = f"blocked: {entry.reason}"
+            reasons[tree] = f"blocked: {entry.reason}"
+    links: list[Retirement] = []
     for link, line in sorted(inventory.catalogue.items()):
-        if link not in inventory.links:
+        target = inventory.links.get(link)
+        if target is None:
             continue
-        tree = inventory.links[link]
-        entry = wishes.block(_name(line), _digest(line.digest), _digest(line.source_digest))
-        if entry is not None or tree in blocked_trees:
-            reason = f"blocked: {entry.reason}" if entry is not None else blocked_trees[tree]
-            links.append(Retirement(link, tree, line.image, reason, None, None))
-    alone = {each.path for each in _left_alone(links, inventory)}
-    linked = {tree for link, tree in inventory.links.items() if link not in {each.path for each in links}}
-    trees = {tree: reason for tree, reason in blocked_trees.items() if tree not in linked}
-    trees |= {each.target: each.reason for each in links if each.target is not None and each.target in alone}
-    return RetirePlan(
-        tuple(links), tuple(Retirement(tree, None, None, reason, None, None) for tree, reason in sorted(trees.items()))
-    )
+        source, digest = sources.get((line.image, line.platform), ("", ""))
+        digests = [line.digest, line.source_digest, source if digest == line.digest else ""]
+        there = inventory.records.get(target)
+        entry = wishes.block(_name(line.image), *map(_digest, digests), there.configuration if there else None)
+        if entry is not None or target in reasons:
+            reason = f"blocked: {entry.reason}" if entry is not None else reasons[target]
+            links.append(Retirement(link, target, line.image, reason, None, None))
+    going = {each.path for each in links}
+    linked = {tree for link, tree in inventory.links.items() if link not in going}
+    led_to = set(inventory.links.values())
+    for tree, identity in inventory.records.items():
+        # What was left when an earlier takedown was interrupted, or what a blocked tag has meant before.
+        entry = wishes.block(identity.name, identity.source)
+        if entry is not None and tree not in led_to:
+            reasons.setdefault(tree, f"blocked: {entry.reason}")
+    for each in links:
+        if each.target is not None and each.target in inventory.trees:
+            reasons.setdefault(each.target, each.reason)
+    trees = [Retirement(tree, None, None, reason, None, None) for tree, reason in sorted(reasons.items())]
+    for each in trees:
+        if each.path in linked:
+            log.warning("%s is %s, and stays: a link that is not ours leads to it", each.path, each.reason)
+    return RetirePlan(tuple(links), tuple(each for each in trees if each.path not in linked))
 
 
 def _digest(text: str) -> Digest | None:
@@ -300,10 +368,14 @@ def _remove_trees(repository: Repository, trees: Sequence[Retirement]) -> list[R
     linked = set(dict(all_links(repository)).values())
     going = [each for each in trees if each.path not in linked]
     if going:
+        # Of one image in two layouts there is one record: it stays with the tree that it is about.
+        paths = {each.path for each in going}
+        recorded = {key_of_tree(each.path): each.path for each in all_records(repository)}
+        twins = {path for path in paths if recorded.get(key_of_tree(path), path) not in paths}
         with repository.transaction(f"retire {len(going)} trees") as transaction:
             for each in going:
                 key = key_of_tree(each.path)
-                if key is not None:
+                if key is not None and each.path not in twins:
                     transaction.remove(record_path(key))
         repository.remove_trees([each.path for each in going])
         for each in going:
@@ -315,3 +387,21 @@ def _batches(items: Sequence[Retirement], size: int) -> Iterable[list[Retirement
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
+
+
+def forget_lines(repository: Repository, layout: Layout) -> int:
+    """Drop the lines of the catalogue whose links are not there, as an interrupted retirement may leave them.
+
+    Returns:
+        How many.
+
+    Raises:
+        RepositoryError: They are still there.
+    """
+    there = dict(all_links(repository))
+    catalogue = read_catalogue(repository, layout)
+    kept = {link: line for link, line in catalogue.items() if link in there}
+    if len(kept) < len(catalogue):
+        with repository.transaction(f"drop {len(catalogue) - len(kept)} lines of the catalogue") as transaction:
+            write_catalogue(transaction, kept)
+    return len(catalogue) - len(kept)
