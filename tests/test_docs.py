@@ -388,22 +388,3 @@ def test_drop_ins_are_what_systemd_understands(text: str, tmp_path: Path) -> Non
     # In one file it means the same as in two.
     service.write_text((DEPLOY / service.name).read_text() + "\n" + text)
     verify_unit(service)
-
-
-def test_units_are_what_systemd_understands(tmp_path: Path) -> None:
-    """`systemd-analyze verify` has nothing to say, the executable being the one of these tests."""
-    if shutil.which("systemd-analyze") is None:
-        missing("not on PATH: systemd-analyze")
-    for name in ("cvmfs-sync.service", "cvmfs-sync.timer"):
-        (tmp_path / name).write_text((DEPLOY / name).read_text())
-        verify_unit(tmp_path / name)
-
-
-def test_unit_lets_cvmfs_server_work() -> None:
-    """The service has nothing that hides mounts from the host or takes privileges from the server's setuid helper."""
-    settings = dict(re.findall(r"(?m)^(\w+)=(.*)$", (DEPLOY / "cvmfs-sync.service").read_text()))
-    assert settings["PrivateTmp"] == settings["NoNewPrivileges"] == "no"
-    assert int(settings["LimitNOFILE"]) >= 4096
-    harmful = re.compile(r"(Private(?!Tmp)|Protect|Restrict|ReadOnly|ReadWrite|Inaccessible|Bind|Temporary|SystemCall)")
-    assert [name for name in settings if harmful.match(name)] == []
-    assert settings["ExecStart"].split()[1:] == ["--verbose", "sync", "--config", "/etc/cvmfs-sync/cvmfs-sync.yaml"]

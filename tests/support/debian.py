@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.support.commands import missing, require, require_root, run
 from tests.support.images import digest_of
 
-__all__ = ["DebianImage", "debian_layout", "debian_rootfs"]
+__all__ = ["DebianImage", "debian_layout", "debian_rootfs", "python_rootfs"]
 
 TAGS = ("1", "2", "env")
 _SETTINGS = {
@@ -57,6 +57,15 @@ class DebianImage:
 
 def debian_rootfs() -> Path:
     """A tar file with Debian's essential packages, without `/dev`."""
+    return _rootfs("rootfs")
+
+
+def python_rootfs() -> Path:
+    """The same with Debian's Python, what makes virtual environments, and CA certificates."""
+    return _rootfs("python", "--include=python3,python3-venv,ca-certificates")
+
+
+def _rootfs(name: str, *more: str) -> Path:
     require("mmdebstrap")
     require_root()
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
@@ -66,7 +75,7 @@ def debian_rootfs() -> Path:
     def make(path: Path) -> None:
         sources = [Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources")]
         present = [str(path) for path in sources if path.exists() and path.stat().st_size]
-        options = ["--mode=root", "--variant=essential", "--format=tar", "--quiet", "--skip=output/dev"]
+        options = ["--mode=root", "--variant=essential", "--format=tar", "--quiet", "--skip=output/dev", *more]
         # The machine's package sources may be a snapshot.
         options.append('--aptopt=Acquire::Check-Valid-Until "false"')
         try:
@@ -74,7 +83,7 @@ def debian_rootfs() -> Path:
         except AssertionError as error:
             missing(f"mmdebstrap cannot make a root file system: {str(error)[-2000:]}")
 
-    return _cached(f"rootfs-{suite}", f"{week}.tar", make)
+    return _cached(f"{name}-{suite}", f"{week}.tar", make)
 
 
 def debian_layout(rootfs: Path) -> Path:
