@@ -26,7 +26,8 @@ class Blocked:
     """One entry.
 
     Attributes:
-        name: An image; with neither tag nor digest, all of its repository. None if the entry has a digest.
+        name: An image; with neither tag nor digest, all of its repository; with a digest, what of its repository has
+            that, by whatever tag. None if the entry is a digest.
         digest: Of a manifest, an index or an image configuration.
         line: Where the entry begins in its file.
     """
@@ -38,10 +39,14 @@ class Blocked:
 
     def blocks(self, name: ImageName | None, *digests: Digest | None) -> bool:
         """Whether it is about this name, or one of these digests."""
+        pinned = name.digest if isinstance(name, Reference) else None
         if self.digest is not None:
-            pinned = name.digest if isinstance(name, Reference) else None
             return self.digest in (*digests, pinned)
-        return name is not None and self.name in (name, without_tag(name))
+        if name is None or self.name is None:
+            return False
+        if isinstance(self.name, Reference) and self.name.digest is not None:
+            return without_tag(self.name) == without_tag(name) and self.name.digest in (*digests, pinned)
+        return self.name in (name, without_tag(name))
 
 
 class BlockedEntry(StrictModel):

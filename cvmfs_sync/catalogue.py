@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from cvmfs_sync import __version__
 from cvmfs_sync.imagelist import Wish
@@ -22,7 +22,7 @@ from cvmfs_sync.reference import Digest, ImageName, Platform
 
 __all__ = ["CatalogueFile", "LinkWish", "catalogue_entry", "write_catalogue"]
 
-_ALWAYS = 1000  # lines that are written in a moment
+_ALWAYS = 200  # lines that are written in a moment
 _SHARE = 20
 
 
@@ -102,13 +102,18 @@ class CatalogueFile:
 def write_catalogue(transaction: Transaction, catalogue: Catalogue) -> None:
     """Replace the file."""
     head = {"version": CATALOGUE_VERSION, "generator": f"cvmfs-sync {__version__}", "images": {}}
-    lines = ",\n".join(f"  {_json(link)}: {_json(asdict(line))}" for link, line in sorted(catalogue.items()))
+    lines = ",\n".join(f"  {_json(link)}: {_json(_line(line))}" for link, line in sorted(catalogue.items()))
     text = json.dumps(head, indent=1, ensure_ascii=False).replace('"images": {}', f'"images": {{\n{lines}\n }}')
     transaction.write(CATALOGUE, text.encode("utf-8", "surrogatepass") + b"\n")
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+_json = json.JSONEncoder(ensure_ascii=False).encode
+_FIELDS = tuple(field.name for field in fields(CatalogueEntry))
+
+
+def _line(entry: CatalogueEntry) -> dict[str, object]:
+    """What `asdict` says of values without values in them, in a tenth of its time: there are thousands."""
+    return {name: getattr(entry, name) for name in _FIELDS}
 
 
 def catalogue_entry(
@@ -127,4 +132,7 @@ def catalogue_entry(
         description=wish.description,
         contact=wish.contact,
         definition=wish.definition,
+        list_commit=wish.origin.commit if wish.origin else None,
+        requested_by=wish.origin.author if wish.origin else None,
+        requested_at=wish.origin.at if wish.origin else None,
     )

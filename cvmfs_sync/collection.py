@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from cvmfs_sync.context import Context
-from cvmfs_sync.cycle import mark_orphans
+from cvmfs_sync.cycle import note_orphans
 from cvmfs_sync.errors import RepositoryError
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.retire import Retirement, RetirePlan, carry_out, orphans, retirement, take_inventory
+from cvmfs_sync.retire import Inventory, Retirement, RetirePlan, carry_out, forget_lines, retirement
+from cvmfs_sync.state import Orphan
 from cvmfs_sync.survey import survey
 from cvmfs_sync.treeindex import tree_id
 
@@ -88,23 +89,18 @@ def collect(
             stack.enter_context(context.repository.exclusive())
             if (recovered := context.repository.recover()) is not None:
                 log.warning("%s", recovered)
-        if not wishes.wishes:
-            reason = "the list asks for no image; by such a list nothing is retired"
-            return CollectionReport(RetirePlan(refused=reason), (), time.monotonic() - started, dry_run=dry_run)
-        found = survey(context, wishes)
-        mark_orphans(context, wishes, found)
-        inventory = take_inventory(context.repository, context.recipe.layout)
+        if (refused := _no_evidence(wishes)) is not None:
+            context.state.hold_orphans(context.now())
+            return CollectionReport(RetirePlan(refused=refused), (), time.monotonic() - started, dry_run=dry_run)
+        inventory, alone = note_orphans(context, wishes, survey(context, wishes))
         plan = retirement(
-            orphans(found, wishes, inventory), context.state.orphans(), inventory,
+            alone, context.state.orphans(), inventory,
             now=context.now(), grace=rules.grace_period, max_fraction=rules.max_fraction, force=force,
         )  # fmt: skip
         gone: tuple[Retirement, ...] = ()
         stopped: RepositoryError | None = None
         if plan.refused is None and not dry_run:
-            gone, stopped = carry_out(context.repository, context.recipe.layout, plan, batch=rules.batch)
-            _account(context, gone)
-            if stopped is None and rules.repository_gc:
-                stopped = _collect_garbage(context)
+            gone, stopped = _retire(context, plan, inventory, rules)
     report = CollectionReport(plan, gone, time.monotonic() - started, stopped, dry_run)
     counts = Counter("links" if each.target else "trees" for each in gone)
     log.info(
@@ -114,6 +110,41 @@ def collect(
     return report
 
 
+def _no_evidence(wishes: ImageList) -> str | None:
+    """Why nothing can be concluded from what this list does not ask for."""
+    if wishes.stale:
+        return "the image list can't be read, and by the last good copy of it nothing is retired"
+    if not wishes.wishes:
+        return "the list asks for no image; by such a list nothing is retired"
+    return None
+
+
+def _retire(
+    context: Context, plan: RetirePlan, inventory: Inventory, rules: Rules
+) -> tuple[tuple[Retirement, ...], RepositoryError | None]:
+    """Do what was decided; what has gone, and what ended it early."""
+    repository, layout, now = context.repository, context.recipe.layout, context.now()
+    known = context.state.orphans()
+    waited = {
+        each.path: Orphan(each.reason, each.since or now, rules.grace_period)
+        for each in plan.trees
+        if each.path not in known
+    }
+    context.state.inherit(waited, now)
+    gone, stopped = carry_out(repository, layout, plan, batch=rules.batch)
+    _account(context, gone)
+    if stopped is not None:
+        return gone, stopped
+    try:
+        if inventory.catalogue.keys() - inventory.links.keys():
+            forget_lines(repository, layout)
+        if rules.repository_gc:
+            repository.collect_garbage()
+    except RepositoryError as error:
+        return gone, error
+    return gone, None
+
+
 def _account(context: Context, gone: tuple[Retirement, ...]) -> None:
     """History of what has gone; and the indexes of trees that are no more."""
     now = context.now()
@@ -121,11 +152,3 @@ def _account(context: Context, gone: tuple[Retirement, ...]) -> None:
         context.state.record(each.path, each.image or each.path, "retired", None, each.reason, now)
         if each.target is None:
             context.tree_indexes.drop(tree_id(each.path))
-
-
-def _collect_garbage(context: Context) -> RepositoryError | None:
-    try:
-        context.repository.collect_garbage()
-    except RepositoryError as error:
-        return error
-    return None

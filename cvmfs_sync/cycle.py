@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import assert_never
+from typing import Protocol, TypeAlias, assert_never
 
 from cvmfs_sync.catalogue import CatalogueFile, LinkWish
 from cvmfs_sync.context import Context
@@ -22,21 +22,35 @@ from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.inventory import Published, find_tree, published
 from cvmfs_sync.pipeline import Job, pipeline
-from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged, catalogue_line, fair_order, plan, remember
+from cvmfs_sync.plan import (
+    Plan,
+    Publish,
+    Relink,
+    Step,
+    Unchanged,
+    catalogue_line,
+    fair_order,
+    plan,
+    remember,
+    wish_key,
+)
 from cvmfs_sync.prepare import Prepared, Preparer
 from cvmfs_sync.publish import LinkChange, put_image, put_links
 from cvmfs_sync.reference import Digest, ImageName
-from cvmfs_sync.retire import Retirement, carry_out, orphans, take_inventory, takedown
+from cvmfs_sync.retire import Inventory, Orphans, Retirement, carry_out, orphans, take_inventory, takedown
 from cvmfs_sync.sandbox import GENERATION
 from cvmfs_sync.shelf import Shelf
 from cvmfs_sync.survey import Failed, Survey, Target, image_error
+from cvmfs_sync.treeindex import tree_id
 
-__all__ = ["RESULTS", "CycleReport", "Outcome", "mark_orphans", "sync"]
+__all__ = ["RESULTS", "CycleReport", "Gap", "Outcome", "PublishNow", "note_orphans", "sync"]
 
 log = logging.getLogger(__name__)
 RESULTS = ("published", "linked", "unchanged", "failed", "skipped")
 """What can become of a target; `skipped` when the cycle ended before its turn."""
-_LONGEST_LOOK = timedelta(days=7)
+# Once a week must do, with a day in reserve.
+_LONGEST_LOOK = timedelta(days=8)
+_TAKEN_DOWN_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,11 @@ class Outcome:
         made_of: The tree that a published one was made of; None if it was written whole.
         written_files: Files that were written for it.
         written_bytes: Their bytes.
+        source: What the name of an image that failed means, as far as that is known.
+        waits: Whether an image that failed was not tried now: see `plan`.
+        tree_bytes: Of the files of a tree that was published.
+        prepare_seconds: That fetching and comparing it took.
+        waited: Seconds since its name was first seen to mean what is published now; None if it meant that before.
     """
 
     target: Target
@@ -60,6 +79,11 @@ class Outcome:
     made_of: str | None = None
     written_files: int = 0
     written_bytes: int = 0
+    source: Digest | None = None
+    waits: bool = False
+    tree_bytes: int = 0
+    prepare_seconds: float = 0.0
+    waited: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +93,7 @@ class CycleReport:
     Attributes:
         outcomes: In the order of the list.
         taken_down: Links and trees that the list blocks.
+        plan_seconds: That it took to ask the registries and to decide.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -76,6 +101,7 @@ class CycleReport:
     recovered: str | None = None
     stopped: RepositoryError | None = None
     taken_down: tuple[Retirement, ...] = ()
+    plan_seconds: float = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -86,8 +112,36 @@ class CycleReport:
         return 1 if any(outcome.result == "failed" for outcome in self.outcomes) else 0
 
 
-def sync(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) -> CycleReport:
+PublishNow: TypeAlias = Callable[[ImageList, Sequence[ImageName]], CycleReport]
+"""Publishes images of a list in the middle of a cycle; raises what `plan` raises."""
+
+
+class Gap(Protocol):
+    """What may come between two images of a cycle: somebody who can't wait for its end."""
+
+    def wanted(self) -> bool:
+        """Whether there is something to do; may raise to end the cycle."""
+
+    def serve(self, publish: PublishNow) -> None:
+        """Do it."""
+
+
+def sync(
+    context: Context,
+    wishes: ImageList,
+    only: Sequence[ImageName] = (),
+    *,
+    retry: bool = False,
+    gap: Gap | None = None,
+) -> CycleReport:
     """Do what `plan` decides. Everything that was published before an error stays so.
+
+    Args:
+        context: All that it works with.
+        wishes: A valid list.
+        only: See `plan`.
+        retry: See `plan`.
+        gap: Asked before each image.
 
     Raises:
         UsageError: See `plan`.
@@ -98,50 +152,75 @@ def sync(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) ->
         recovered = context.repository.recover()
         if recovered is not None:
             log.warning("%s", recovered)
-        taken_down = _take_down(context, wishes)
-        decided = plan(context, wishes, only)
-        cycle = _Cycle(context, decided)
+        taken_down, unread = _take_down(context, wishes)
+        planning = time.monotonic()
+        decided = plan(context, wishes, only, retry=retry)
+        planned = time.monotonic() - planning
+        cycle = _Cycle(context, decided, gap)
+        _wait(context, decided.steps, others=bool(only))
         cycle.run()
+        context.backlog.end(context.state)
         if not only:
             _look_for_orphans(context, wishes, decided.survey)
-    order = {step.target.link: number for number, step in enumerate(decided.steps)}
-    outcomes = tuple(sorted(cycle.outcomes, key=lambda outcome: order[outcome.target.link]))
-    return CycleReport(outcomes, time.monotonic() - started, recovered, cycle.stopped, taken_down)
+    return CycleReport(
+        cycle.in_order(), time.monotonic() - started, recovered, cycle.stopped or unread, taken_down, planned
+    )
 
 
-def _take_down(context: Context, wishes: ImageList) -> tuple[Retirement, ...]:
-    """Remove what the list blocks."""
+def _take_down(context: Context, wishes: ImageList) -> tuple[tuple[Retirement, ...], RepositoryError | None]:
+    """Remove what the list blocks; what has gone, and why nothing could be found out.
+
+    Raises:
+        RepositoryError: It can't be removed, as then nothing can be published.
+    """
     if not wishes.blocked or not context.repository.root.is_dir():
-        return ()
-    going = takedown(wishes, take_inventory(context.repository, context.recipe.layout))
-    if not going.links and not going.trees:
-        return ()
-    gone, stopped = carry_out(context.repository, context.recipe.layout, going, batch=max(1, len(going.links)))
+        return (), None
+    try:
+        inventory = take_inventory(context.repository, context.recipe.layout, lenient=True)
+    except RepositoryError as error:
+        log.error("what is blocked is not taken down: %s", error)
+        return (), error
+    going = takedown(wishes, inventory, context.state.sources())
+    gone, stopped = carry_out(context.repository, context.recipe.layout, going, batch=_TAKEN_DOWN_AT_ONCE)
     now = context.now()
     for each in gone:
         context.state.record(each.path, each.image or each.path, "taken down", None, each.reason, now)
+        if each.target is None:
+            context.tree_indexes.drop(tree_id(each.path))
     if stopped is not None:
         raise stopped
-    return gone
+    return gone, None
 
 
 def _look_for_orphans(context: Context, wishes: ImageList, found: Survey) -> None:
     """Start the clocks of what nobody asks for any more; the next cycle can do it as well."""
     try:
-        mark_orphans(context, wishes, found)
+        if context.repository.root.is_dir():
+            note_orphans(context, wishes, found)
     except RepositoryError as error:
         log.warning("what nobody asks for any more could not be found out: %s", error)
 
 
-def mark_orphans(context: Context, wishes: ImageList, found: Survey) -> None:
-    """Note in the state what nobody asks for now. An empty list says nothing.
+def note_orphans(context: Context, wishes: ImageList, found: Survey) -> tuple[Inventory, Orphans]:
+    """Note in the state what nobody asks for now; what there is, and what of it that is.
+
+    A list that is empty, or not the present one, and a repository in which there is nothing, say nothing.
 
     Raises:
-        RepositoryError: The repository can't be read; nothing was noted.
+        RepositoryError: The repository can't be read.
     """
-    if wishes.wishes and context.repository.root.is_dir():
-        alone = orphans(found, wishes, take_inventory(context.repository, context.recipe.layout))
-        context.state.mark_orphans(alone.reasons, alone.undecided, context.now(), _LONGEST_LOOK)
+    state, now = context.state, context.now()
+    try:
+        inventory = take_inventory(context.repository, context.recipe.layout)
+    except RepositoryError:
+        state.hold_orphans(now)
+        raise
+    if not wishes.wishes or wishes.stale or inventory.empty:
+        state.hold_orphans(now)
+        return inventory, Orphans({}, frozenset())
+    alone = orphans(found, wishes, inventory)
+    state.mark_orphans(alone.reasons, alone.undecided, now, _LONGEST_LOOK)
+    return inventory, alone
 
 
 @dataclass(slots=True)
@@ -150,6 +229,7 @@ class _Cycle:
 
     context: Context
     decided: Plan
+    gap: Gap | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     stopped: RepositoryError | None = None
     _preparer: Preparer = field(init=False)
@@ -159,12 +239,28 @@ class _Cycle:
     def __post_init__(self) -> None:
         c = self.context
         shelf = Shelf(c.repository, c.tree_indexes)
-        self._preparer = Preparer(c.repository, c.sources, c.spool, c.recipe, c.layer_indexes, shelf)
+        self._preparer = Preparer(c.repository, c.sources, c.urgent_sources, c.spool, c.recipe, c.layer_indexes, shelf)
         self._catalogue = CatalogueFile(c.repository, c.recipe.layout)
         self._needed = _users(self.decided.steps)
 
     def run(self) -> None:
+        """Do every step, and leave nothing behind."""
+        self.publish()
+        if self._catalogue.behind and self.stopped is None:
+            self._catch_up()
+        if self.stopped is None:
+            self.context.spool.clear()
+
+    def publish(self) -> None:
         """Do every step."""
+        with self.context.state.together():
+            ready, followers = self._note()
+        # What costs next to nothing does not wait for what may take hours.
+        self._relink(ready)
+        self._publish_all(fair_order(self.decided.steps), followers)
+
+    def _note(self) -> tuple[list[Relink], dict[Digest, list[Relink]]]:
+        """Note what is decided already; the links to make at once, and those to make with a tree to come."""
         ready: list[Relink] = []
         followers: dict[Digest, list[Relink]] = {}
         _forget_listing_failures(self.context, self.decided.steps)
@@ -174,20 +270,14 @@ class _Cycle:
                     remember(self.context, step.target, step.source, step.digest)
                     self._done(Outcome(step.target, "unchanged", step.digest))
                 case Failed():
-                    self._done(Outcome(step.target, "failed", error=step.error))
+                    self._done(Outcome(step.target, "failed", error=step.error, source=step.source, waits=step.waits))
                 case Relink():
                     (ready if step.image is None else followers.setdefault(step.digest, [])).append(step)
                 case Publish():
                     pass
                 case _:
                     assert_never(step)
-        # What costs next to nothing does not wait for what may take hours.
-        self._relink(ready)
-        self._publish_all(fair_order(self.decided.steps), followers)
-        if self._catalogue.behind and self.stopped is None:
-            self._catch_up()
-        if self.stopped is None:
-            self.context.spool.clear()
+        return ready, followers
 
     def _publish_all(self, steps: Sequence[Publish], followers: Mapping[Digest, list[Relink]]) -> None:
         """Publish images in this order, each with all links that shall lead to it."""
@@ -196,8 +286,11 @@ class _Cycle:
             left: list[Publish] = []
             jobs = [Job(str(step.target), step.image, self._replaced(step.target)) for step in todo]
             with closing(pipeline(self._preparer, jobs, self.context.progress)) as ready:
-                for step in todo:
+                for number, step in enumerate(todo):
                     waiting = followers.get(step.image.digest, [])
+                    if self.stopped is None and self.gap is not None and self.gap.wanted():
+                        left = [*todo[number:], *left]
+                        break
                     if self.stopped is not None:
                         self._skip(step, waiting)
                         continue
@@ -209,7 +302,50 @@ class _Cycle:
                         first = waiting.pop(0)
                         assert first.image is not None  # noqa: S101 - that is what a follower is
                         left.append(Publish(first.target, first.image, None, first.reason))
+            # Nothing holds blobs now: whoever comes between has the spool for himself.
+            if self.gap is not None and self.stopped is None and self.gap.wanted():
+                self.gap.serve(self._publish_now)
+                left = self._still_missing(left, followers)
             todo = left
+
+    def _publish_now(self, wishes: ImageList, only: Sequence[ImageName]) -> CycleReport:
+        """A small cycle within this one; what it publishes is known here, too."""
+        started = time.monotonic()
+        inner = _Cycle(self.context, plan(self.context, wishes, only))
+        _wait(self.context, inner.decided.steps, others=True)
+        inner._preparer, inner._catalogue = self._preparer, self._catalogue
+        for digest, users in inner._needed.items():
+            self._needed[digest] = self._needed.get(digest, 0) + users
+        inner._needed = self._needed
+        inner.publish()
+        self.stopped = inner.stopped
+        return CycleReport(inner.in_order(), time.monotonic() - started, stopped=inner.stopped)
+
+    def _still_missing(self, steps: Sequence[Publish], followers: Mapping[Digest, list[Relink]]) -> list[Publish]:
+        """Those of the steps whose tree somebody else has not published meanwhile; the others get their links."""
+        repository, layout = self.context.repository, self.context.recipe.layout
+        missing: list[Publish] = []
+        ready: list[Relink] = []
+        for step in steps:
+            digest, waiting = step.image.digest, followers.get(step.image.digest, [])
+            if self.stopped is not None or find_tree(repository, layout, digest) is None:
+                missing.append(step)
+                continue
+            for each in [Relink(step.target, step.image.source_digest, digest, step.reason), *waiting]:
+                there = published(repository, layout, each.target.link)
+                if there is not None and there.digest == digest:
+                    self._done(Outcome(each.target, "unchanged", digest))
+                else:
+                    ready.append(each)
+            self._release(step.image, 1 + len(waiting))
+            waiting.clear()
+        self._relink(ready)
+        return missing
+
+    def in_order(self) -> tuple[Outcome, ...]:
+        """What became of all of them, in the order of the list."""
+        order = {step.target.link: number for number, step in enumerate(self.decided.steps)}
+        return tuple(sorted(self.outcomes, key=lambda outcome: order[outcome.target.link]))
 
     def _catch_up(self) -> None:
         """Write the lines that the last transactions left out."""
@@ -255,6 +391,7 @@ class _Cycle:
             outcome = Outcome(
                 target, "published", image.digest, None, seconds, image.compressed_size, ready.choice.relative,
                 totals.files + totals.touched_files, totals.bytes + totals.touched_bytes,
+                tree_bytes=ready.size, prepare_seconds=ready.seconds,
             )  # fmt: skip
             ready.close()
             self._done(outcome)
@@ -266,7 +403,8 @@ class _Cycle:
         shelf.discard(path)
         if isinstance(ready, Prepared):
             ready.close()
-        self._done(Outcome(target, "failed", image.digest, error, time.monotonic() - started))
+        seconds = time.monotonic() - started
+        self._done(Outcome(target, "failed", image.digest, error, seconds, source=image.source_digest))
         if self.stopped is None:
             self._release(image, 1)
         else:
@@ -298,9 +436,10 @@ class _Cycle:
 
     def _put_now(self, ready: Prepared, links: Sequence[LinkWish]) -> Published:
         context = self.context
-        return put_image(
-            context.repository, context.recipe, ready, links, self._catalogue, context.now(), context.progress
-        )
+        with self._preparer.shelf.quiet:
+            return put_image(
+                context.repository, context.recipe, ready, links, self._catalogue, context.now(), context.progress
+            )
 
     def _relink(self, steps: Sequence[Relink]) -> None:
         """Point links at published trees, all in one transaction."""
@@ -339,8 +478,13 @@ class _Cycle:
             self._done(replace(outcome, seconds=time.monotonic() - started))
 
     def _done(self, outcome: Outcome) -> None:
+        backlog, link = self.context.backlog, outcome.target.link
+        if outcome.result in ("published", "linked"):
+            outcome = replace(outcome, waited=backlog.made(link, self.context.now()))
+        elif outcome.result != "skipped":
+            backlog.failed(link)
         self.outcomes.append(outcome)
-        _account(self.context, outcome)
+        _account(self.context, outcome, ends_all=outcome.error is not None and outcome.error is self.stopped)
 
     def _release(self, image: ResolvedImage, times: int) -> None:
         """Drop the blobs that no image of this cycle needs any more."""
@@ -350,8 +494,14 @@ class _Cycle:
                 self.context.spool.drop(digest)
 
 
-def _account(context: Context, outcome: Outcome) -> None:
-    """One log line, and what the state database remembers."""
+def _account(context: Context, outcome: Outcome, *, ends_all: bool) -> None:
+    """One log line, and what the state database remembers.
+
+    Args:
+        context: Whose state.
+        outcome: Of one target.
+        ends_all: Whether it failed by what is no fault of the image; then it does not wait longer than all others.
+    """
     target, now, state = outcome.target, context.now(), context.state
     name = str(target)
     match outcome.result:
@@ -360,7 +510,15 @@ def _account(context: Context, outcome: Outcome) -> None:
             temporary = isinstance(outcome.error, RepositoryError) or (
                 isinstance(outcome.error, ImageError) and outcome.error.temporary
             )
-            state.failed(target.link, name, str(outcome.error), temporary=temporary, at=now)
+            if outcome.waits:
+                log.debug("waiting image=%s reason=%s", name, outcome.error)
+                return
+            before = state.failure(target.link)
+            later = context.backoff.next_try(before.count + 1 if before else 1, now, temporary=temporary)
+            state.failed(
+                target.link, name, str(outcome.error), temporary=temporary, at=now, source=outcome.source,
+                wish=wish_key(target.wish), next_try=later if later > now and not ends_all else None,
+            )  # fmt: skip
             log.info("failed image=%s reason=%s", name, outcome.error)
         case "published" | "linked":
             state.succeeded(target.link, name, now)
@@ -373,6 +531,27 @@ def _account(context: Context, outcome: Outcome) -> None:
         case "unchanged":
             state.succeeded(target.link, name, now)
             log.debug("unchanged image=%s digest=%s", name, outcome.digest)
+
+
+def _wait(context: Context, steps: Sequence[Step], *, others: bool) -> None:
+    """Note what waits to be published from now on, at the latest.
+
+    Args:
+        context: Whose backlog.
+        steps: What was decided.
+        others: Whether there are links of the list of which nothing was decided.
+    """
+    backlog, now = context.backlog, context.now()
+    moved = [
+        step.target.link
+        for step in steps
+        if isinstance(step, Publish) or (isinstance(step, Relink) and step.reason != "catalogue")
+    ]
+    if others:
+        backlog.also(context.state, moved, now)
+        return
+    failing = [step.target.link for step in steps if isinstance(step, Failed)]
+    backlog.begin(context.state, moved, failing, now)
 
 
 def _users(steps: Sequence[Step]) -> dict[Digest, int]:

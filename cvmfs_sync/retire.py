@@ -161,7 +161,8 @@ def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
     for each in wanted.values():
         asked_for.setdefault(each.name, set()).add(str(each.platform))
     for link, line in inventory.catalogue.items():
-        if link not in inventory.links:
+        if inventory.links.get(link) != line.path:
+            # It has gone, or somebody has made it lead elsewhere: then it is theirs until a sync takes it back.
             continue
         target = wanted.get(link)
         if target is not None:
@@ -370,7 +371,7 @@ def _remove_trees(repository: Repository, trees: Sequence[Retirement]) -> list[R
     if going:
         # Of one image in two layouts there is one record: it stays with the tree that it is about.
         paths = {each.path for each in going}
-        recorded = {key_of_tree(each.path): each.path for each in all_records(repository)}
+        recorded = {key_of_tree(each.path): each.path for each in all_records(repository, lenient=True)}
         twins = {path for path in paths if recorded.get(key_of_tree(path), path) not in paths}
         with repository.transaction(f"retire {len(going)} trees") as transaction:
             for each in going:

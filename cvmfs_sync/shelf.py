@@ -44,6 +44,8 @@ class Shelf:
         # take longer than publishing it.
         self._by_trait: dict[str, dict[str, None]] = {}
         self._coming: dict[str, LayerIndex] = {}
+        self.quiet = threading.Lock()
+        """Held by who publishes, and by who reads published trees: an open file below it stops a server's publish."""
 
     def near(self, *, replaces: str | None, repository: str, layers: Mapping[str, int], sketch: str) -> list[Candidate]:
         """The trees, published or coming, that have anything in common with a new one that the records tell.
@@ -99,7 +101,8 @@ class Shelf:
             if index is None and thorough:
                 log.info("reading %s again: its index was lost", path)
                 hard_links = self._repository.traits.keeps_hard_links
-                index = read_tree(self._repository.root / path, identity, hard_links=hard_links)
+                with self.quiet:
+                    index = read_tree(self._repository.root / path, identity, hard_links=hard_links)
                 self._keep(index)
             return None if index is None else tree_of(index)
         except (OSError, InvalidImage) as error:
@@ -119,6 +122,8 @@ class Shelf:
         with self._lock:
             self._add(candidate)
             self._coming[candidate.path] = index
+        # Now, while another image is published: an index says what a tree of this name is, whether or not it comes.
+        self._keep(index)
 
     def is_published(self, path: str) -> bool:
         """Whether a tree is there, and not only going to be."""
@@ -128,9 +133,7 @@ class Shelf:
     def published(self, path: str) -> None:
         """A tree that was announced is there."""
         with self._lock:
-            index = self._coming.pop(path, None)
-        if index is not None:
-            self._keep(index)
+            self._coming.pop(path, None)
 
     def discard(self, path: str) -> None:
         """A tree that was announced will not come, or one that was there has gone."""

@@ -374,7 +374,7 @@ def test_a_damaged_relative_is_no_relative(
 ) -> None:
     """The new tree is written whole and right, with one warning, and the cycle goes on."""
     name, other = (f"{registry.host}/org/{each}:1" for each in ("tool", "other"))
-    old = [d("usr"), f("usr/stays", "stays"), f("usr/touched", "touched"), f("big", noise("big"))]
+    old = [d("usr"), f("usr/stays", "stays"), f("usr/touched", "touched"), f("big", noise("big") * 30)]
     first = push(registry, "org/tool", old)
     plain.wish(name)
     plain.sync()

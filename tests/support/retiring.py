@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from cvmfs_sync.collection import CollectionReport, Rules, collect
+from cvmfs_sync.config import Config
 from cvmfs_sync.context import Context
 from cvmfs_sync.cycle import CycleReport, sync
+from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.publish import as_json
 from cvmfs_sync.service import load_config, make_context, make_rules, read_wishes
 from tests.support.site import Site
 
-__all__ = ["NOW", "Clock", "fingerprints", "make_published"]
+__all__ = ["AT_ONCE", "NOW", "Clock", "fingerprints", "make_published", "read"]
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 AT_ONCE = Rules(timedelta(0), batch=50, max_fraction=1.0, repository_gc=False)
@@ -46,19 +48,27 @@ class Clock:
     def sync(self) -> CycleReport:
         """One cycle."""
         with self.context() as context:
-            return sync(context, read_wishes(load_config(self.site.config)))
+            return sync(context, read(load_config(self.site.config)))
 
     def gc(self, rules: Rules | None = AT_ONCE, **options: bool) -> CollectionReport:
         """One collection; by the site's own rules if None."""
         settings = load_config(self.site.config)
         with self.context() as context:
-            return collect(context, read_wishes(settings), rules or make_rules(settings), **options)
+            return collect(context, read(settings), rules or make_rules(settings), **options)
 
     def ages(self) -> dict[str, float]:
         """For how many days the orphans have been seen to be some, by the end of their paths."""
         with self.context() as context:
             found = context.state.orphans()
         return {path.rpartition("/")[2][:12]: round(each.age / timedelta(days=1), 3) for path, each in found.items()}
+
+
+def read(config: Config) -> ImageList:
+    """The list in force."""
+    found: object = read_wishes(config)
+    wishes = found if isinstance(found, ImageList) else getattr(found, "wishes", None)
+    assert isinstance(wishes, ImageList)
+    return wishes
 
 
 def make_published(site: Site, images: Sequence[str], *, platform: str = "linux/amd64") -> dict[str, str]:
