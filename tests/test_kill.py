@@ -1,323 +1,355 @@
-"""A killed `sync` leaves the old or the new tree for clients, never half a one; the next `sync` finishes the job."""
+"""A killed run leaves the old or the new for clients, never half of anything; the next run finishes the job.
+
+Every job of cvmfs-sync that changes a repository is killed before each of its writing steps, and inside the server.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import shutil
-import time
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run, run_cli
-from tests.support.cvmfs import FakeCvmfs
-from tests.support.images import Image, directory, file, hardlink, layer, symlink, whiteout, write_layout
-from tests.support.steps import Run, Runs
-from tests.support.trees import Node, differences, tree_listing
+from tests.support.commands import run_cli
+from tests.support.images import Image, file, layer, whiteout
+from tests.support.steps import Run
+from tests.support.trees import Node
+from tests.support.world import World, version
 
-BASE = layer(
-    directory("bin"), file("bin/sh", "#!", 0o755), hardlink("bin/bash", "bin/sh"),
-    directory("etc"), file("etc/name", "1\n"), symlink("lib", "bin"),
-)  # fmt: skip
-V1 = Image((BASE,), cmd=("/bin/sh",))
-V2 = Image((BASE, layer(file("etc/name", "2\n"), file("etc/new", "new"), whiteout("lib"))), cmd=("/bin/sh",))
 Tree = dict[str, Node]
+V1 = version(1)
+V2 = version(2, layer(file("etc/new", "new"), whiteout("lib")))
+V3 = version(3)
+ALL = os.environ.get("CI") == "true"
+BACKENDS = ["directory", "cvmfs"]
+_FOR_GOOD = ("os.rename", "os.remove", "os.rmdir", "subprocess", "renameat2", "sqlite commit")
 
 
-def version(number: int) -> Image:
-    """One of any number of images."""
-    return Image((BASE, layer(file("etc/name", f"{number}\n"))), env=(f"NUMBER={number}",))
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that is killed.
 
-
-class World:
-    """A list of one image, `layout:tag`, and a repository to publish it to.
-
-    Args:
-        home: All is below it, so a copy of it is a snapshot.
-        backend: directory or cvmfs.
+    Attributes:
+        prepare: Makes the world in which it begins.
+        run: The job: `World.sync` or `World.gc`.
+        wanted: The image of each tag when it is done.
+        others: Whose trees are there without a link then.
+        keep: Tags whose links must be there at every moment.
+        going: Tags whose links go.
+        before: Images that `keep` may lead to until it is done, by tag.
+        swept: Whether what has lost its record or its link, but not all, waits for the next `gc`.
     """
 
-    def __init__(self, home: Path, backend: str) -> None:
-        self.home = home
-        self.backend = backend
-        self.layout = home / "layout"
-        self.link = f"oci{self.layout}:tag"
-        self.config = home / "cvmfs-sync.yaml"
-        self.state = home / "state"
-        self.fake = FakeCvmfs(home / "publisher", "unpacked.example.org")
-        home.mkdir()
-        (home / "image-list.yaml").write_text(f"version: 1\nimages:\n  - oci:{self.layout}:tag\n")
-        lines = ["state_dir: state", "spool_dir: spool", "repository:", f"  backend: {backend}", "  wait: 20s"]
-        if backend == "cvmfs":
-            self.fake.make()
-            lines += [f"  name: {self.fake.name}", f"  root: {self.fake.root}", f"  spool: {self.fake.spool}"]
-        else:
-            lines += ["  root: published"]
-        self.config.write_text("\n".join(lines))
-        self.runs = Runs(self.fake.environment)
+    prepare: Callable[[World], None]
+    run: Callable[..., Run]
+    wanted: Mapping[str, Image]
+    others: tuple[Image, ...] = ()
+    keep: tuple[str, ...] = ()
+    going: tuple[str, ...] = ()
+    before: tuple[Image, ...] = ()
+    swept: bool = False
 
-    def tag(self, image: Image) -> None:
-        """Let the tag mean this image."""
-        write_layout(self.layout, {"tag": image})
-
-    @property
-    def clients(self) -> Path:
-        """What clients see at the repository's root."""
-        return self.fake.published if self.backend == "cvmfs" else self.home / "published"
-
-    def visible(self) -> Tree:
-        """The tree at the link, as a client has it."""
-        link = self.clients / self.link
-        assert link.is_symlink(), "the link is gone"
-        assert link.is_dir(), f"the link leads to nothing: {os.readlink(link)}"
-        return tree_listing(link.resolve())
-
-    def sync(self, *, kill_at: int = 0, kill_after: float = 0) -> Run:
-        """One `sync`."""
-        return self.runs.run("sync", "--json", "--config", self.config, kill_at=kill_at, kill_after=kill_after)
-
-    def transactions(self) -> int:
-        """How many commands the server has seen; for a directory, the changes of the root as a number."""
-        return len(self.fake.commands()) if self.backend == "cvmfs" else 0
-
-    def save(self) -> None:
-        """Make a snapshot."""
-        run("cp", "-a", self.home, f"{self.home}.snapshot")
-
-    def restore(self) -> None:
-        """Go back to the snapshot."""
-        shutil.rmtree(self.home)
-        run("cp", "-a", f"{self.home}.snapshot", self.home)
-        # The fake's index knows files by inode; without one it looks at everything.
-        (self.fake.spool / "fake/index").unlink(missing_ok=True)
-
-    def check_whole(self, *trees: Tree) -> int:
-        """Clients see one of these trees, and a catalogue that parses; returns which."""
-        visible = self.visible()
-        catalogue = json.loads((self.clients / ".cvmfs-sync/catalogue.json").read_bytes())
-        assert list(catalogue["images"]) == [self.link]
-        for number, tree in enumerate(trees):
-            if visible == tree:
-                return number
-        raise AssertionError(f"neither the old nor the new tree: {differences(visible, trees[-1])}")
-
-    def check_finished(self, image: Image, tree: Tree | None = None) -> None:
-        """The job is done, nothing is left over, and another sync finds nothing to do."""
-        if tree is not None:
-            self.check_whole(tree)
-        before = self.transactions()
-        again = self.sync().cli.ok().json
-        assert [outcome["result"] for outcome in again["images"]] == ["unchanged"], again
-        assert self.transactions() == before
-        (status,) = self.runs.run("status", "--json", "--config", self.config).cli.ok().json["images"]
-        assert (status["state"], status["digest"], status["failure"]) == ("published", image.digest, None)
-        catalogue = json.loads((self.clients / ".cvmfs-sync/catalogue.json").read_bytes())
-        assert catalogue["images"][self.link]["digest"] == image.digest
-        assert not (self.clients / ".cvmfs-sync/staging").exists()
-        left = {path.name for path in self.state.iterdir()}
-        assert left <= {"lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm"}
-        spool = self.home / "spool"
-        assert not spool.exists() or not [path for path in spool.rglob("*") if path.is_file()]
-        if self.backend == "cvmfs":
-            assert not self.fake.in_transaction
-            assert self.fake.run("fake-verify").returncode == 0
-            (self.home / "publisher/var/log/cvmfs_server.jsonl").write_text("")
+    def finish(self, world: World) -> None:
+        """Run it again, after a kill."""
+        self.run(world).cli.ok()
+        if self.swept:
+            world.check(self.wanted, self.going)
+            assert not any(world.digest_at(tag) for tag in self.going)
+            world.gc().cli.ok()
+        world.check_finished(self.wanted, self.others)
 
 
-@pytest.fixture(params=["directory", "cvmfs"])
-def worlds(request: pytest.FixtureRequest, memory_path: Path) -> Iterator[list[World]]:
-    """Worlds to work in side by side: version 1 is published in each, and the tag means version 2."""
+def published(world: World, **tags: Image) -> None:
+    """Ask for these tags, and have them published."""
+    world.tag(tags)
+    world.ask_for(*tags)
+    world.sync().cli.ok()
+    world.learn()
+
+
+def moved_tag(world: World) -> None:
+    """The tag means another image, to be made of the present one."""
+    published(world, tag=V1)
+    world.tag({"tag": V2})
+
+
+def first(world: World) -> None:
+    """Nothing is there."""
+    world.tag({"tag": V1})
+    world.ask_for("tag")
+
+
+def more_links(world: World) -> None:
+    """Two more tags mean what is published, and one moves back to what is still there."""
+    published(world, tag=V1, other=V2)
+    world.tag({"tag": V1, "second": V1, "third": V1, "other": V1})
+    world.ask_for("tag", "second", "third", "other")
+
+
+def unwanted(world: World) -> None:
+    """Nobody asks for three tags any more, and one tree has no link."""
+    published(world, tag=V2)
+    world.tag({"tag": V1, "old": V2, "older": V2, "oldest": V3})
+    published(world, tag=V1, old=V2, older=V2, oldest=V3)
+    world.tag({"tag": V1})
+    world.ask_for("tag")
+
+
+def blocked_by_name(world: World) -> None:
+    """One of two tags is blocked."""
+    published(world, tag=V1, bad=V2)
+    world.ask_for("tag", blocked=["bad"])
+
+
+def blocked_by_digest(world: World) -> None:
+    """What one of two tags means is blocked."""
+    published(world, tag=V1, bad=V2)
+    world.ask_for("tag", blocked=[V2.digest])
+
+
+JOBS = {
+    "difference": Job(moved_tag, World.sync, {"tag": V2}, (V1,), keep=("tag",), before=(V1,)),
+    "first": Job(first, World.sync, {"tag": V1}),
+    "links": Job(
+        more_links, World.sync, {"tag": V1, "second": V1, "third": V1, "other": V1}, (V2,), keep=("tag", "other"),
+        before=(V2,),
+    ),
+    "gc": Job(unwanted, World.gc, {"tag": V1}, keep=("tag",), going=("old", "older", "oldest")),
+    "takedown by name": Job(blocked_by_name, World.sync, {"tag": V1}, keep=("tag",), going=("bad",), swept=True),
+    "takedown by digest": Job(blocked_by_digest, World.sync, {"tag": V1}, keep=("tag",), going=("bad",), swept=True),
+}  # fmt: skip
+
+
+def learn_all(world: World) -> None:
+    """Know what every image's tree looks like when it is published whole, by nobody who is killed."""
+    for name, image in {"v1": V1, "v2": V2, "v3": V3}.items():
+        home = world.home.with_name(f"{world.home.name}-{name}")
+        with World(home, world.backend, world.trees) as other:
+            published(other, tag=image)
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def trees(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Mapping[str, Node]]]:
+    """A backend, and what the images' trees look like there."""
+    backend: str = request.param
+    with World(tmp_path_factory.mktemp(f"trees-{backend}") / "world", backend) as world:
+        learn_all(world)
+    return backend, dict(world.trees)
+
+
+@pytest.fixture(params=JOBS)
+def job(request: pytest.FixtureRequest) -> Job:
+    """One of them."""
+    return JOBS[request.param]
+
+
+@pytest.fixture
+def worlds(trees: tuple[str, dict[str, Mapping[str, Node]]], job: Job, memory_path: Path) -> Iterator[list[World]]:
+    """Worlds to work in side by side, with the job to be done."""
+    backend, known = trees
     with ExitStack() as stack:
         found = []
         for number in range(2):
-            world = World(memory_path / f"world-{number}", request.param)
-            stack.enter_context(world.runs)
-            world.tag(V1)
-            world.sync().cli.ok()
-            world.tag(V2)
+            world = stack.enter_context(World(memory_path / f"world-{number}", backend, dict(known)))
+            job.prepare(world)
             world.save()
             found.append(world)
         yield found
 
 
-@pytest.fixture
-def world(worlds: list[World]) -> World:
-    """One of them."""
-    return worlds[0]
+def side_by_side(worlds: list[World], todo: list[int], work: Callable[[World, int], None]) -> None:
+    """Do each piece of work, in whichever world is free."""
 
-
-def test_a_sync_killed_at_any_step_is_finished_by_the_next(worlds: list[World]) -> None:
-    """Killed before each of its writing steps, one after the other; only CI has the time for all that fill the tree."""
-    kill_at_steps(worlds, every=1 if os.environ.get("CI") == "true" else 9)
-
-
-def kill_at_steps(worlds: list[World], every: int) -> None:
-    """Publish version 2 over version 1 and kill it, at each step, but inside the new tree only at every n-th."""
-    trees = []
-    steps: tuple[str, ...] = ()
-    for world in worlds:
-        old = world.visible()
-        finished = world.sync()
-        finished.cli.ok()
-        trees.append((old, world.visible()))
-        assert old != trees[-1][1]
-        steps = finished.steps
-    # Inside the tree, names are relative to a directory's descriptor: bytes.
-    inside = next(number for number, step in enumerate(steps, 1) if step.startswith("os.mkdir (b'"))
-    until = next(n for n, step in enumerate(steps, 1) if n > inside and step.startswith(("open '", "os.mkdir ('/")))
-    chosen = [n for n in range(1, len(steps) + 1) if not inside < n < until or n % every == 0]
-    assert until - inside > 100
-    assert len(chosen) > 60
-    assert len(chosen) == len(steps) or every > 1
-
-    def work(number: int) -> dict[int, int]:
-        world = worlds[number]
-        seen = {}
-        for kill_at in chosen[number :: len(worlds)]:
-            world.restore()
-            killed = world.sync(kill_at=kill_at)
-            try:
-                assert killed.rc == -9, killed
-                seen[kill_at] = world.check_whole(*trees[number])
-                world.sync().cli.ok()
-                world.check_finished(V2, trees[number][1])
-            except AssertionError as error:
-                error.add_note(f"killed before step {kill_at}: {killed.steps[-1]}")
-                raise
-        return seen
+    def each(number: int) -> None:
+        for piece in todo[number :: len(worlds)]:
+            work(worlds[number], piece)
 
     with ThreadPoolExecutor(len(worlds)) as executor:
-        seen = dict(sorted(pair for found in executor.map(work, range(len(worlds))) for pair in found.items()))
-    assert list(seen) == chosen
-    # Once clients have seen the new tree, no later kill brings the old one back.
-    assert list(seen.values()) == sorted(seen.values())
-    assert set(seen.values()) == {0, 1}
+        list(executor.map(each, range(len(worlds))))
 
 
-def test_a_first_sync_killed_at_any_step_shows_nothing_or_all(memory_path: Path) -> None:
-    """In an empty repository, too, there is no link before its tree is whole."""
-    world = World(memory_path / "world", "directory")
-    with world.runs:
-        world.tag(V1)
-        world.save()
-        steps = world.sync()
-        steps.cli.ok()
-        tree = world.visible()
-        writes = [n for n, step in enumerate(steps.steps, 1) if n % 20 == 0 or step.startswith("os.rename")]
-        for kill_at in writes:
-            world.restore()
-            assert world.sync(kill_at=kill_at).rc == -9
-            if (world.clients / world.link).is_symlink():
-                assert world.visible() == tree
-            world.sync().cli.ok()
-            world.check_finished(V1, tree)
+def chosen(steps: tuple[str, ...], *, every: int, lasting: int) -> list[int]:
+    """The steps to be killed at: every n-th of a run, and more of those that give or take a name for good.
+
+    Of what is the same again and again, such as 256 directories that are made, few.
+    """
+    kinds = [re.sub(r"[0-9a-f]{2,}|[0-9]+", "#", step) for step in steps]
+    found = []
+    for number, (step, kind) in enumerate(zip(steps, kinds, strict=True), 1):
+        if kinds[max(0, number - 25) : number + 24].count(kind) >= 8 and number % 50:
+            continue
+        if number % every == 0 or (step.startswith(_FOR_GOOD) and "(b'" not in step and (number % lasting == 0)):
+            found.append(number)
+    return found
 
 
-STEPS = [
-    *(f"transaction:{step}" for step in ("start", "before-lock", "after-lock", "mounted", "done")),
-    *(f"publish:{step}" for step in ("start", "locked", "hashing", "before-sign", "signed", "remounted", "done")),
-]
+def test_a_job_killed_at_any_step_is_finished_by_the_next(worlds: list[World], job: Job) -> None:
+    """Killed before each of its writing steps: what holds at any moment holds, and running it again finishes it.
+
+    With CI=true at all steps of the difference, and at many of the others'; else at as many as there is time for.
+    """
+    finished = [job.run(world) for world in worlds][-1]
+    finished.cli.ok()
+    for world in worlds:
+        world.check_finished(job.wanted, job.others)
+    seen: dict[int, bool] = {}
+
+    def work(world: World, step: int) -> None:
+        world.restore()
+        killed = job.run(world, kill_at=step)
+        try:
+            assert killed.rc == -9, killed
+            after_a_kill(world, job)
+            seen[step] = all(world.digest_at(tag) == image.digest for tag, image in job.wanted.items())
+            job.finish(world)
+        except AssertionError as error:
+            error.add_note(f"killed before step {step}: {killed.steps[-1]}")
+            raise
+
+    every, lasting = (13, 3) if not ALL else (1, 1) if job is JOBS["difference"] else (5, 2)
+    steps = chosen(finished.steps, every=every, lasting=lasting)
+    assert len(steps) > 5
+    side_by_side(worlds, steps, work)
+    # Once clients have seen all of the new, no later kill brings the old back.
+    assert [seen[step] for step in steps] == sorted(seen.values())
 
 
-@pytest.fixture
-def publisher(memory_path: Path) -> Iterator[World]:
-    """A world on the fake server, as in `worlds`."""
-    world = World(memory_path / "world", "cvmfs")
-    with world.runs:
-        world.tag(V1)
-        world.sync().cli.ok()
-        world.tag(V2)
-        yield world
+def after_a_kill(world: World, job: Job) -> None:
+    """What holds at any moment; and no link leads to anything but what it did before or shall do."""
+    world.check(job.keep, job.going)
+    for tag in job.keep:
+        images = (job.wanted[tag], *job.before)
+        assert world.digest_at(tag) in {image.digest for image in images}
+    assert {link for tag in (*job.wanted, *job.going) for link in [world.link(tag)]} >= set(world.links())
 
 
-@pytest.mark.parametrize("who", ["self", "parent", "both"])
-def test_a_kill_inside_the_server_is_finished_by_the_next_sync(publisher: World, who: str) -> None:
-    """cvmfs_server, cvmfs-sync or both are killed at each step of transaction and publish; the other goes on."""
-    publisher.save()
-    old = publisher.visible()
-    publisher.sync().cli.ok()
-    new = publisher.visible()
-    for step in STEPS:
-        publisher.restore()
-        publisher.fake.switch("kill", f"{who}@{step}:1")
-        # The orphan that goes on without us is not done when the next sync starts.
-        publisher.fake.switch("sleep", f"{step}:0.1" if who == "parent" else "")
-        killed = publisher.sync()
+@pytest.mark.parametrize("trees", ["cvmfs"], indirect=True)
+@pytest.mark.parametrize("job", ["difference", "gc"], indirect=True)
+@pytest.mark.parametrize("what", ["killed", "rebooted"])
+def test_a_kill_inside_the_server_is_finished_by_the_next_run(worlds: list[World], job: Job, what: str) -> None:
+    """cvmfs_server, cvmfs-sync or both are killed at each step of each command, or all by a reboot."""
+    steps = []
+    for world in worlds:
+        # The fake tells its steps by sleeping at them, which it says nowhere: the list of its documentation.
+        before = len(world.fake.commands())
+        job.run(world).cli.ok()
+        steps = [step for entry in numbered(world.fake.commands()[before:]) for step in entry]
+    kills = [(who, step) for step in steps for who in (("self", "parent", "both") if what == "killed" else ("both",))]
+    every = 1 if ALL and job is JOBS["difference"] else 3
+    todo = [number for number in range(len(kills)) if number % every == len(kills[number][1]) % every]
+
+    def work(world: World, number: int) -> None:
+        who, step = kills[number]
+        world.restore()
+        world.fake.switch("kill", f"{who}@{step}")
+        if who == "parent":  # the orphan that goes on without us is not done when the next run starts
+            world.fake.switch("sleep", f"{step.rpartition(':')[0]}:0.1")
+        killed = job.run(world)
+        world.fake.unswitch("sleep")
         try:
             assert killed.rc in ({0, 3} if who == "self" else {-9}), killed
-            publisher.check_whole(old, new)
-            publisher.sync().cli.ok()
-            publisher.check_finished(V2, new)
+            after_a_kill(world, job)
+            if what == "rebooted":
+                assert world.fake.run("fake-reboot").returncode == 0
+            job.finish(world)
         except AssertionError as error:
             error.add_note(f"{who} killed at {step}: {killed}")
             raise
 
-
-@pytest.mark.parametrize("who", ["self", "parent", "both"])
-@pytest.mark.parametrize("step", ["start", "before-discard", "after-discard", "done"])
-def test_a_kill_while_recovering_is_finished_by_the_next_sync(publisher: World, who: str, step: str) -> None:
-    """The abort of an interrupted transaction is itself interrupted at each of its steps."""
-    old = publisher.visible()
-    publisher.fake.switch("kill", f"both@publish:hashing:1\n{who}@abort:{step}:1")
-    assert publisher.sync().rc == -9
-    publisher.sync()
-    publisher.check_whole(old)
-    publisher.sync().cli.ok()
-    publisher.check_finished(V2)
+    side_by_side(worlds, todo, work)
 
 
-@pytest.mark.parametrize("step", ["publish:start", "publish:hashing", "publish:signed", "publish:remounted"])
-def test_a_reboot_in_a_transaction_is_finished_by_the_next_sync(publisher: World, step: str) -> None:
-    """The locks of our own transaction outlive a reboot, and are recognised."""
-    publisher.fake.switch("kill", f"both@{step}:1")
-    assert publisher.sync().rc == -9
-    assert publisher.fake.run("fake-reboot").returncode == 0
-    publisher.sync().cli.ok()
-    publisher.check_finished(V2)
+OPENING = ("before-lock", "after-lock")
+CLONING = ("before-clone", "cloned")
+COMMITTING = ("locked", "hashing", "before-sign", "signed", "remounted")
 
 
-def test_the_real_command_line_survives_its_kill(publisher: World) -> None:
+def numbered(commands: list[dict[str, object]]) -> Iterator[list[str]]:
+    """The steps of these commands, each with how often it has been made by then: `publish:signed:2`."""
+    counts: dict[str, int] = {}
+    for entry in commands:
+        argv = entry["argv"]
+        assert isinstance(argv, list)
+        command = argv[0]
+        steps = [f"{command}:start"]
+        if command in ("transaction", "ingest"):
+            steps += [f"transaction:{step}" for step in OPENING]
+            if "-T" in argv:
+                steps += ["transaction:before-clone", "clone:hashing", "transaction:cloned"]
+            steps.append("transaction:mounted")
+        if command == "ingest":
+            steps.append("ingest:opened")
+        if command in ("publish", "ingest"):
+            steps += [f"{command}:{step}" for step in COMMITTING]
+        found = []
+        for step in [*steps, f"{command}:done"]:
+            counts[step] = counts.get(step, 0) + 1
+            found.append(f"{step}:{counts[step]}")
+        yield found
+
+
+@pytest.mark.parametrize("trees", ["cvmfs"], indirect=True)
+@pytest.mark.parametrize("job", ["difference", "gc"], indirect=True)
+def test_a_kill_while_recovering_is_finished_by_the_next_run(worlds: list[World], job: Job) -> None:
+    """The abort of an interrupted transaction or removal is itself interrupted at each of its steps."""
+    at = "ingest:hashing:1" if job.run is World.gc else "publish:hashing:1"
+    kills = [
+        (who, step)
+        for step in ("start", "before-discard", "after-discard", "done")
+        for who in ("self", "parent", "both")
+    ]
+
+    def work(world: World, number: int) -> None:
+        who, step = kills[number]
+        world.restore()
+        world.fake.switch("kill", f"both@{at}\n{who}@abort:{step}:1")
+        try:
+            assert job.run(world).rc == -9
+            job.run(world)
+            after_a_kill(world, job)
+            job.finish(world)
+        except AssertionError as error:
+            error.add_note(f"{who} killed at abort:{step}")
+            raise
+
+    side_by_side(worlds, [n for n in range(len(kills)) if ALL or n % 2], work)
+
+
+@pytest.mark.parametrize("trees", ["cvmfs"], indirect=True)
+@pytest.mark.parametrize("job", ["difference"], indirect=True)
+def test_the_real_command_line_survives_its_kill(worlds: list[World], job: Job) -> None:
     """The same with a process of its own, killed from inside the server in the middle of publishing."""
-    old = publisher.visible()
-    publisher.fake.switch("kill", "both@publish:before-sign:1")
-    assert run_cli("sync", "--config", publisher.config, env=publisher.fake.environment).rc == -9
-    assert publisher.visible() == old
-    run_cli("sync", "--config", publisher.config, env=publisher.fake.environment).ok()
-    publisher.check_finished(V2)
+    world = worlds[0]
+    world.fake.switch("kill", "both@publish:before-sign:1")
+    assert run_cli("sync", "--config", world.config, env=world.fake.environment).rc == -9
+    after_a_kill(world, job)
+    assert world.digest_at("tag") == V1.digest
+    run_cli("sync", "--config", world.config, env=world.fake.environment).ok()
+    world.check_finished(job.wanted, job.others)
 
 
-@pytest.mark.parametrize("backend", ["directory", "cvmfs"])
-def test_random_kills(memory_path: Path, backend: str) -> None:
-    """Killed at any moment, again and again while the tag moves, clients see a tree that was asked for, whole."""
-    world = World(memory_path / "world", backend)
-    generator = random.Random(20261120)
-    with world.runs:
-        trees: dict[int, Tree] = {}
-        current = 1
-        world.tag(version(current))
-        world.sync().cli.ok()
-        trees[current] = world.visible()
-        end = time.monotonic() + 6
-        kills = 0
-        while time.monotonic() < end:
-            current += 1
-            world.tag(version(current))
-            for _ in range(generator.randrange(1, 5)):
-                kills += (
-                    world.sync(kill_after=generator.uniform(0.001, 0.06 if backend == "directory" else 0.15)).rc == -9
-                )
-                name = (world.clients / world.link / "etc/name").read_text().strip()
-                assert name in {str(current - 1), str(current)}
-                if name == str(current - 1):
-                    world.check_whole(trees[current - 1])
-            world.sync().cli.ok()
-            trees[current] = world.visible()
-            assert (world.clients / world.link / "etc/name").read_text() == f"{current}\n"
-            assert trees[current].keys() == trees[1].keys()
-            world.check_finished(version(current))
-        assert kills > 5
+@pytest.mark.parametrize("trees", ["cvmfs"], indirect=True)
+@pytest.mark.parametrize("job", ["difference"], indirect=True)
+@pytest.mark.parametrize("step", ["transaction:cloned", "transaction:mounted", "publish:hashing"])
+def test_a_clone_that_was_left_is_replaced(worlds: list[World], job: Job, step: str) -> None:
+    """If the journal is lost, too, and somebody publishes what was open, the next publish removes the half tree."""
+    world = worlds[0]
+    world.fake.switch("kill", f"both@{step}:1")
+    assert world.sync().rc == -9
+    for journal in world.state.glob("transaction-*"):
+        journal.unlink()
+    assert world.fake.run("mount").returncode == 0
+    assert world.fake.run("publish").returncode == 0
+    assert world.there() == {V1.digest, V2.digest}
+    half = [record["digest"] for record in world.records().values()]
+    world.check(["tag"])
+    world.sync().cli.ok()
+    world.check_finished(job.wanted, job.others)
+    assert half == [V1.digest] or step == "publish:hashing"

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,21 @@ import pytest
 
 from cvmfs_sync.errors import (
     CvmfsSyncError,
+    LimitExceeded,
     NoSpace,
     NotOwner,
     RepositoryBusy,
     RepositoryError,
     RepositoryUnavailable,
 )
-from cvmfs_sync.repository import CvmfsRepository
+from cvmfs_sync.ports import Clone
+from cvmfs_sync.repository import CvmfsRepository, evidence
 from cvmfs_sync.repository.commands import run as run_command
 from cvmfs_sync.repository.commands import still_running
+from cvmfs_sync.repository.surroundings import private_directory
+from tests.support.commands import missing, require, run, run_cli
 from tests.support.cvmfs import FakeCvmfs
+from tests.support.images import Image, file, layer, write_layout
 from tests.support.places import Place, PublishingProcess, no_sleep, until
 
 
@@ -306,6 +312,26 @@ def test_an_idle_repository_that_was_unmounted_is_repaired(place: Place, reposit
     assert (fake_of(place).published / "file").exists()
 
 
+def test_an_unmounted_repository_is_not_taken_for_an_empty_one(place: Place, repository: CvmfsRepository) -> None:
+    """After a reboot it is mounted before anybody looks at it; in somebody else's transaction that is theirs to do."""
+    fake = fake_of(place)
+    with repository.transaction("before") as transaction:
+        transaction.create_tree("trees/one")
+    assert fake.run("fake-reboot").returncode == 0
+    assert not (place.root / "trees").exists()
+    assert repository.recover() is None
+    assert (place.root / "trees/one").exists()
+    assert fake.run("fake-reboot").returncode == 0
+    repository.remove_trees(["trees/one"])
+    assert not (fake.published / "trees/one").exists()
+    open_foreign(fake)
+    assert fake.run("fake-reboot").returncode == 0
+    assert repository.recover() is None
+    assert ran(fake, "mount") == 2
+    assert fake.run("mount").returncode == 0
+    assert_foreign_is_intact(fake)
+
+
 def test_writing_below_the_mount_is_noticed(place: Place, tmp_path: Path) -> None:
     """A root that is not the writable mount is found before anything of an image is written; nothing stays there."""
     plain = tmp_path / "plain"
@@ -335,6 +361,136 @@ def test_a_full_journal_opens_nothing(place: Place) -> None:
     with pytest.raises(RepositoryUnavailable, match="journal"):
         put(repository_of(place))
     assert ran(fake_of(place), "transaction") == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FATAL: catalog at / has more than 200000 entries (200001). Please split it into nested catalogs",
+        "FATAL: file at /large is larger than 1024 megabytes (2098). Please remove the file or increase the limit.",
+    ],
+)
+def test_limits_that_are_enforced(place: Place, repository: CvmfsRepository, text: str) -> None:
+    """What the server does not take is the image's failure, not the repository's: the others go on."""
+    fake = fake_of(place)
+    fake.switch("fail", f"publish=1::{text.replace(':', chr(58))}")
+    with pytest.raises(LimitExceeded, match=fake.name) as caught:
+        put(repository)
+    assert caught.value.exit_code == 1
+    assert "CVMFS_ENFORCE_LIMITS" in (caught.value.todo or "")
+    assert not fake.in_transaction
+    fake.switch("fail", f"publish=1::{text.replace('FATAL', 'WARNING')} errno 28")
+    with pytest.raises(NoSpace):
+        put(repository)
+
+
+def test_a_full_storage_stops_a_cycle_and_not_the_next(place: Place, tmp_path: Path) -> None:
+    """Publishing stops, with what to remove and where; what was published stays; when there is space it goes on."""
+    fake = fake_of(place)
+    write_layout(tmp_path / "layout", {tag: Image((layer(file("name", tag)),)) for tag in ("one", "two", "three")})
+    tags = "".join(f"  - oci:{tmp_path}/layout:{tag}\n" for tag in ("one", "two", "three"))
+    (tmp_path / "image-list.yaml").write_text(f"version: 1\nimages:\n{tags}")
+    config = tmp_path / "cvmfs-sync.yaml"
+    config.write_text(
+        f"state_dir: state\nrepository: {{backend: cvmfs, name: {fake.name}, root: {fake.root}, spool: {fake.spool}}}\n"
+    )
+    run_cli("sync", "--config", config, f"oci:{tmp_path}/layout:one").ok()
+    fake.switch("storage-full")
+    for _ in range(2):
+        stopped = run_cli("sync", "--json", "--config", config).ok(3)
+        assert sorted(each["result"] for each in stopped.json["images"]) == ["failed", "skipped", "unchanged"]
+        assert "no space left to publish" in stopped.stdout
+        assert f"data/txn/chunk.* in the storage (/srv/cvmfs/{fake.name} by default)" in stopped.stdout
+        assert not fake.in_transaction
+    chunks = list((fake.home / "srv/cvmfs" / fake.name / "data/txn").glob("chunk.*"))
+    assert chunks
+    for chunk in chunks:
+        chunk.unlink()
+    fake.unswitch("storage-full")
+    done = run_cli("sync", "--json", "--config", config).ok()
+    assert sorted(each["result"] for each in done.json["images"]) == ["published", "published", "unchanged"]
+
+
+@pytest.mark.parametrize("what", ["transaction", "clone", "remove"])
+def test_nothing_is_opened_from_inside(
+    place: Place, repository: CvmfsRepository, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started below the repository we would keep ourselves from publishing: that is said at once."""
+    fake = fake_of(place)
+    with repository.transaction("before") as transaction:
+        transaction.create_tree("trees/one").chmod(0o755)
+    before = len(fake.commands())
+    monkeypatch.chdir(fake.root / "trees/one")
+    with pytest.raises(RepositoryBusy, match="started inside the repository") as caught:
+        do(repository, what)
+    assert "cd" in (caught.value.todo or "")
+    assert len(fake.commands()) == before
+    monkeypatch.chdir("/")
+    do(repository, what)
+
+
+def do(repository: CvmfsRepository, what: str) -> None:
+    """Something that takes the server's lock."""
+    match what:
+        case "remove":
+            repository.remove_trees(["trees/one"])
+        case "clone":
+            with repository.transaction("clone", Clone("trees/one", "trees/two")) as transaction:
+                (transaction.clone() / "added").write_text("")
+        case _:
+            put(repository)
+
+
+MOUNTS = {
+    "of the machine": ("25 1 8:1 / /tmp rw - ext4 /dev/sda1 rw", None),
+    "a tmpfs": ("25 1 0:30 / /tmp rw shared:1 - tmpfs tmpfs rw", None),
+    "private": (
+        "25 1 8:1 /tmp/systemd-private-0a1b-cvmfs-sync.service-Ab12Cd/tmp /tmp rw - ext4 /dev/sda1 rw",
+        ("/tmp", "cvmfs-sync.service"),
+    ),
+    "private, on a tmpfs": (
+        "25 1 8:1 /systemd-private-0a1b-cvmfs-sync@x.service-Ab12Cd/tmp /var/tmp rw - tmpfs tmpfs rw",
+        ("/var/tmp", "cvmfs-sync@x.service"),
+    ),
+    "elsewhere": ("25 1 8:1 /tmp/systemd-private-0a1b-a.service-Ab12Cd/tmp /mnt/tmp rw - ext4 /dev/sda1 rw", None),
+    "a container's": ("25 1 8:1 /var/lib/containers/1/tmp /tmp rw - ext4 /dev/sda1 rw", None),
+    "nonsense": ("25\n\n1 2 3", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mounts", MOUNTS)
+def test_private_mounts_are_told_by_their_name(mounts: str) -> None:
+    """What systemd mounts for PrivateTmp= is told from any other /tmp, with the unit that wants it."""
+    text, found = MOUNTS[mounts]
+    assert private_directory(f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n{text}") == found
+
+
+def test_a_private_tmp_is_refused(place: Place, tmp_path: Path) -> None:
+    """In a mount namespace such as PrivateTmp=yes makes, nothing is opened, and the error says what to set."""
+    require("unshare")
+    fake = fake_of(place)
+    private = tmp_path / "systemd-private-0a1b-cvmfs-sync.service-Ab12Cd/tmp"
+    private.mkdir(parents=True)
+    put(repository_of(place))
+    config = tmp_path / "cvmfs-sync.yaml"
+    write_layout(tmp_path / "layout", {"one": Image((layer(file("name", "x")),))})
+    (tmp_path / "image-list.yaml").write_text(f"version: 1\nimages: ['oci:{tmp_path}/layout:one']\n")
+    config.write_text(
+        f"state_dir: state\nrepository: {{backend: cvmfs, name: {fake.name}, root: {fake.root}, spool: {fake.spool}}}\n"
+    )
+    try:
+        run("unshare", "-m", "true")
+    except AssertionError as error:
+        missing(f"no mount namespaces here: {error}")
+    # The same directory over itself: only what it is called tells, and the test's own files stay where they are.
+    script = f"mount --bind {private} /var/tmp && exec {sys.executable} -m cvmfs_sync sync --config {config}"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 3, done
+    assert "mount namespace of its own" in done.stderr
+    assert "set PrivateTmp=no" in done.stderr
+    assert ran(fake, "transaction") == 1
 
 
 # --- whose transaction is whose ---
@@ -687,6 +843,264 @@ def test_an_interrupt_while_opening(place: Place, repository: CvmfsRepository, m
     assert repository.recover() is None
     fake.unswitch("sleep")
     put(repository)
+
+
+# --- clones and removals ---
+
+
+def with_tree(repository: CvmfsRepository, *names: str) -> None:
+    """Trees with a file each, published."""
+    with repository.transaction("trees") as transaction:
+        for name in names or ("one",):
+            tree = transaction.create_tree(f"trees/{name}")
+            (tree / "file").write_text("x")
+            tree.chmod(0o755)
+
+
+_CLONING = """
+import sys
+from pathlib import Path
+from cvmfs_sync.ports import Clone
+from cvmfs_sync.repository import CvmfsRepository
+name, root, spool, journal, what = sys.argv[1:]
+repository = CvmfsRepository(name, root=Path(root), spool=Path(spool), journal=Path(journal))
+if what == "remove":
+    repository.remove_trees(["trees/one"])
+else:
+    with repository.transaction("clone", Clone("trees/one", "trees/two")) as transaction:
+        (transaction.clone() / "added").write_text("")
+"""
+
+
+def killed_while(place: Place, what: str, kill: str) -> None:
+    """A process of ours that was killed with the server at a step of a clone or a removal."""
+    fake = fake_of(place)
+    fake.switch("kill", f"{kill}:1")
+    arguments = [place.name, place.root, fake.spool, place.journal, what]
+    done = subprocess.run(
+        [sys.executable, "-c", _CLONING, *map(str, arguments)], check=False, cwd=Path(__file__).parent.parent
+    )
+    fake.unswitch("kill")
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: still_running(journal(place)["identity"]) is None)
+
+
+CLONE_STEPS = [
+    "transaction:start", "transaction:before-lock", "transaction:after-lock", "transaction:before-clone",
+    "clone:hashing", "transaction:cloned", "transaction:mounted", "transaction:done", "publish:start", "publish:locked",
+    "publish:hashing", "publish:before-sign", "publish:signed", "publish:remounted", "publish:done",
+]  # fmt: skip
+REMOVAL_STEPS = [
+    "ingest:start", "transaction:before-lock", "transaction:after-lock", "transaction:mounted", "ingest:opened",
+    "ingest:locked", "ingest:hashing", "ingest:before-sign", "ingest:signed", "ingest:remounted", "ingest:done",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
+@pytest.mark.parametrize("step", CLONE_STEPS)
+def test_a_crash_while_cloning(place: Place, repository: CvmfsRepository, step: str, rebooted: bool) -> None:
+    """After a kill or a reboot, the next start leaves the clone with its change or none at all, and nothing open."""
+    fake = fake_of(place)
+    with_tree(repository)
+    killed_while(place, "clone", f"both@{step}")
+    if rebooted:
+        assert fake.run("fake-reboot").returncode == 0
+    repository.recover()
+    assert not fake.in_transaction
+    assert not place.journal.exists()
+    done = step in {"publish:signed", "publish:remounted", "publish:done"}
+    assert (fake.published / "trees/two").exists() == (place.root / "trees/two/added").exists() == done
+    assert (place.root / "trees/one/file").exists(), "mounted again"
+    put(repository)
+    assert (fake.published / "trees/two/added").exists() == done
+    if not done:
+        do(repository, "clone")
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
+@pytest.mark.parametrize("step", REMOVAL_STEPS)
+def test_a_crash_while_removing(place: Place, repository: CvmfsRepository, step: str, rebooted: bool) -> None:
+    """After a kill or a reboot the tree is there whole or gone, nothing is open, and removing it again does it."""
+    fake = fake_of(place)
+    with_tree(repository, "one", "stays")
+    killed_while(place, "remove", f"both@{step}")
+    if rebooted:
+        assert fake.run("fake-reboot").returncode == 0
+    repository.recover()
+    assert not fake.in_transaction
+    assert not place.journal.exists()
+    done = step in {"ingest:signed", "ingest:remounted", "ingest:done"}
+    assert (fake.published / "trees/one/file").exists() == (not done)
+    repository.remove_trees(["trees/one"])
+    assert [path.name for path in (fake.published / "trees").iterdir()] == ["stays"]
+    put(repository)
+
+
+@pytest.mark.parametrize(("what", "step"), [("clone", s) for s in CLONE_STEPS] + [("remove", s) for s in REMOVAL_STEPS])
+def test_a_foreign_transaction_after_a_crash_of_a_clone_or_removal(
+    place: Place, repository: CvmfsRepository, what: str, step: str
+) -> None:
+    """An operator who cleaned up after us and began something is not disturbed, at whatever step we were."""
+    fake = fake_of(place)
+    with_tree(repository)
+    killed_while(place, what, f"both@{step}")
+    if fake.in_transaction:
+        assert fake.run("abort", "-f").returncode == 0
+    open_foreign(fake)
+    aborts = ran(fake, "abort")
+    repository.recover()
+    for again in ("clone", "remove"):
+        if (place.root / "trees/one").exists() and not (place.root / "trees/two").exists():
+            with pytest.raises(RepositoryBusy):
+                do(repository, again)
+    assert ran(fake, "abort") == aborts
+    assert_foreign_is_intact(fake)
+
+
+@pytest.mark.parametrize("how", ["another user", "before the machine was started"])
+def test_an_untouched_transaction_that_can_not_be_ours(
+    place: Place, repository: CvmfsRepository, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another user has opened is not ours, nor what was opened after a reboot that ended us."""
+    fake = fake_of(place)
+    crashed(place, "both@transaction:mounted")
+    lock = fake.spool / "in_transaction.lock"
+    if how == "another user":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give files away")
+        os.chown(lock, 4711, -1)
+    else:
+        monkeypatch.setattr(evidence, "_booted", lambda: (journal(place)["started"] + lock.stat().st_mtime) / 2)
+        os.utime(lock, (journal(place)["started"] + 1,) * 2)
+    assert repository.recover() == f"left a transaction on {fake.name} alone that is not ours"
+    assert fake.in_transaction
+    assert ran(fake, "abort") == 0
+
+
+@pytest.mark.parametrize("how", ["read", "cwd", "write"])
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_removal_with_a_reader_leaves_no_transaction(place: Place, how: str, blind: bool, tmp_path: Path) -> None:
+    """`ingest` leaves the repository in a transaction when it meets a reader; that one is ours, and is aborted."""
+    fake = fake_of(place)
+    with_tree(repository_of(place), "one", "other")
+    spool = tmp_path / "none" if blind else place.spool
+    repository = CvmfsRepository(place.name, journal=place.journal, root=place.root, spool=spool, wait=timedelta(0))
+    held = fake.root / ("trees/other" if how == "cwd" else "trees/other/file")
+    with holding(held, how), pytest.raises(RepositoryBusy, match="below the repository"):
+        repository.remove_trees(["trees/one"])
+    assert not fake.in_transaction
+    assert not place.journal.exists()
+    assert (fake.published / "trees/one/file").exists()
+    repository.remove_trees(["trees/one"])
+    assert not (fake.published / "trees/one").exists()
+
+
+def test_a_removal_waits_for_a_reader(place: Place) -> None:
+    """When the reader has gone the trees go: what the first attempt had left open does not stop the second."""
+    fake = fake_of(place)
+    with_tree(repository_of(place), "one", "other")
+    with holding(fake.root / "trees/other/file", "read"):
+        reader = next(
+            int(p.name) for p in Path("/proc").glob("[0-9]*") if fake_reader(p, fake.root / "trees/other/file")
+        )
+        seen: list[bool] = []
+
+        def sleep(_: float) -> None:
+            seen.append(fake.in_transaction)
+            os.kill(reader, signal.SIGKILL)
+
+        repository_of(place, wait=60, sleep=sleep).remove_trees(["trees/one"])
+    assert seen == [False]
+    assert not (fake.published / "trees/one").exists()
+    assert not place.journal.exists()
+
+
+def test_a_removal_whose_transaction_can_not_be_aborted(place: Place, repository: CvmfsRepository) -> None:
+    """Where the abort fails, too, the error says that the transaction is open, and the next start knows it."""
+    fake = fake_of(place)
+    with_tree(repository, "one", "other")
+    fake.switch("fail", "abort=1::cannot load whitelist [failed to download whitelist]")
+    with holding(fake.root / "trees/other/file", "read"), pytest.raises(RepositoryError, match="still open"):
+        repository.remove_trees(["trees/one"])
+    assert fake.in_transaction
+    fake.unswitch("fail")
+    assert repository.recover() == f"aborted our interrupted transaction on {fake.name}"
+    assert not fake.in_transaction
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_removal(place: Place, repository: CvmfsRepository, number: signal.Signals) -> None:
+    """A signal ends the server first, which aborts; nothing is open, and the tree is there."""
+    fake = fake_of(place)
+    with_tree(repository)
+    fake.switch("sleep", "ingest:hashing:30")
+    arguments = [place.name, place.root, fake.spool, place.journal, "remove"]
+    handler = "import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", handler + _CLONING, *map(str, arguments)],
+        cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until((fake.spool / "is_publishing.lock").exists)
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    assert not fake.in_transaction
+    assert not place.journal.exists()
+    assert (fake.published / "trees/one/file").exists()
+    fake.unswitch("sleep")
+    repository.remove_trees(["trees/one"])
+    assert not (fake.published / "trees/one").exists()
+
+
+@pytest.mark.parametrize("what", ["clone", "remove"])
+@pytest.mark.parametrize(
+    ("switch", "error"),
+    [
+        ("webserver-down", RepositoryUnavailable),
+        ("whitelist-expired", RepositoryUnavailable),
+        ("not-owner", NotOwner),
+        ("storage-full", NoSpace),
+    ],
+)
+def test_a_clone_or_removal_that_is_refused(
+    place: Place, repository: CvmfsRepository, what: str, switch: str, error: type[RepositoryError]
+) -> None:
+    """The server's troubles end these like any transaction: nothing is open or changed, and later it works."""
+    fake = fake_of(place)
+    with_tree(repository)
+    fake.switch(switch)
+    with pytest.raises(error, match=fake.name) as caught:
+        do(repository, what)
+    assert caught.value.todo
+    assert not fake.in_transaction
+    assert not place.journal.exists()
+    assert [path.name for path in (fake.published / "trees").iterdir()] == ["one"]
+    fake.unswitch(switch)
+    do(repository, what)
+
+
+def test_removing_what_stays_is_noticed(place: Place, repository: CvmfsRepository) -> None:
+    """A server that says it has removed a tree, and has not, is not believed."""
+    fake = fake_of(place)
+    with_tree(repository)
+    fake.switch("fail", "ingest=0::")
+    with pytest.raises(RepositoryUnavailable, match="were not removed"):
+        do(repository, "remove")
+    assert not place.journal.exists()
+
+
+@pytest.mark.parametrize("open_", [True, False])
+def test_garbage_is_collected_outside_of_transactions(place: Place, repository: CvmfsRepository, open_: bool) -> None:
+    """Somebody else's transaction is waited for; then revisions that nothing names go, without a question."""
+    fake = fake_of(place)
+    text = fake.server_conf.read_text()
+    fake.server_conf.write_text(text.replace("GARBAGE_COLLECTION=false", "GARBAGE_COLLECTION=true"))
+    if open_:
+        open_foreign(fake)
+        with pytest.raises(RepositoryBusy, match="has a transaction open"):
+            repository.collect_garbage()
+        assert_foreign_is_intact(fake)
+    repository.collect_garbage()
+    assert fake.commands()[-1]["argv"] == ["gc", "-f", fake.name]
 
 
 # --- running commands ---

@@ -58,15 +58,17 @@ def test_everything_is_staged_out_of_sight(root: Path) -> None:
     assert inside(root) - before == {"trees/two", "records/two.json", "links/two"}
 
 
-_PUBLISH = "import sys; from pathlib import Path; from tests.test_repository_directory import publish; "
+_PUBLISH = (
+    "import sys; from pathlib import Path; from tests.test_repository_directory import DirectoryRepository, publish; "
+)
 
 
-def traced(tmp_path: Path, root: Path) -> list[str]:
-    """The system calls of a publication that change names or reach the disk, in their order."""
+def traced(tmp_path: Path, root: Path, code: str = "publish(root)") -> list[str]:
+    """The system calls of a publication, or other code, that change names or reach the disk, in their order."""
     require("strace")
-    calls = "syncfs,fsync,rename,renameat,renameat2,symlink,symlinkat,mkdir"
+    calls = "syncfs,fsync,rename,renameat,renameat2,symlink,symlinkat,mkdir,unlink,unlinkat,rmdir"
     log = tmp_path / "strace"
-    command = f"{_PUBLISH} print('begin', file=sys.stderr); publish(Path(sys.argv[1]))"
+    command = f"{_PUBLISH} root = Path(sys.argv[1]); {code}"
     result = subprocess.run(
         ["strace", "-f", "-y", "-s", "300", "-e", f"trace={calls}", "-o", log, sys.executable, "-c", command, root],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
@@ -98,6 +100,65 @@ def test_content_is_on_disk_before_its_name_is(tmp_path: Path, root: Path, again
     assert ("RENAME_EXCHANGE" in calls[tree]) == again
     for begin, end, name in ((tree, record, "trees"), (record, link, "records"), (link, len(calls), "links")):
         assert any(re.search(rf"fsync\(\d+<{root}/{name}>\)", call) for call in calls[begin:end])
+
+
+def test_directories_are_on_disk_before_what_is_in_them(tmp_path: Path, root: Path) -> None:
+    """A directory that is made for a name has its own name on disk before that name is there, and so on upwards."""
+    publish(root)
+    code = "t = DirectoryRepository(root).transaction('x'); w = t.__enter__(); w.create_tree('a/b/tree');"
+    code += " w.make_directory('c/d'); w.write('e/f/file', b''); t.__exit__(None, None, None)"
+    calls = traced(tmp_path, root, code)
+    synced = where(calls, r"syncfs\(")
+    for made in ("a", "a/b", "c", "c/d"):
+        assert where(calls, rf"mkdir\(\"{root}/{made}\".* = 0") < synced
+    assert synced < where(calls, r"rename.*a/b/tree\"")
+    for above, below in (("", "/e"), ("/e", "/e/f")):
+        begun = where(calls, rf"mkdir\(\"{root}{below}\".* = 0")
+        flushed = next(
+            n for n, call in enumerate(calls) if n > begun and f"<{root}{above}>" in call and "fsync" in call
+        )
+        assert flushed < where(calls, r"rename.*e/f/file\"")
+
+
+def test_removals_are_on_disk_in_their_order(tmp_path: Path, root: Path) -> None:
+    """What is removed is so on disk before what is written after it; a tree is gone before its content is."""
+    publish(root)
+    code = "t = DirectoryRepository(root).transaction('x'); w = t.__enter__(); w.remove('links/one');"
+    code += " w.remove('records/one.json'); w.write('catalogue', b''); t.__exit__(None, None, None);"
+    code += " DirectoryRepository(root).remove_trees(['trees/one'])"
+    calls = traced(tmp_path, root, code)
+    link, record = where(calls, r"unlink.*links/one\""), where(calls, r"unlink.*records/one\.json\"")
+    catalogue, tree = where(calls, r"rename.*\"\S*/catalogue\""), where(calls, r"rename\(\"\S*trees/one\"")
+    content = where(calls, r"unlinkat.*\"file\"")
+    assert link < record < catalogue < tree < content
+    for begin, end, name in ((link, record, "links"), (record, catalogue, "records"), (tree, content, "trees")):
+        assert any(re.search(rf"fsync\(\d+<{root}/{name}>\)", call) for call in calls[begin:end])
+
+
+def test_removing_as_an_ordinary_user(memory_path: Path) -> None:
+    """Directories that their owner may not write, the tree's own among them, are removed like any other."""
+    require_root()
+    root = memory_path / "published"
+    root.mkdir()
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            os.chown(memory_path, 4711, 4711)
+            os.chown(root, 4711, 4711)
+            os.setgid(4711)
+            os.setuid(4711)
+            with DirectoryRepository(root).transaction("test") as transaction:
+                tree = transaction.create_tree("trees/one")
+                (tree / "in").mkdir()
+                (tree / "in/file").write_text("x")
+                (tree / "in").chmod(0o500)
+            (root / "trees/one").chmod(0o500)
+            DirectoryRepository(root).remove_trees(["trees/one"])
+            code = int(any((root / "trees").iterdir()) or (root / ".cvmfs-sync/staging").exists())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
 
 
 def test_a_tree_is_never_missing_while_it_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

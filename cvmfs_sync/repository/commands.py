@@ -23,6 +23,8 @@ __all__ = ["Completed", "run", "still_running"]
 log = logging.getLogger(__name__)
 _GRACE_SECONDS = 120.0
 _MARK = "CVMFSSYNC_COMMAND"
+# The command, and the programs that do its work and may outlive it.
+_PROGRAMS = (b"cvmfs_server", b"cvmfs_publish", b"cvmfs_swissknife")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def still_running(mark: str) -> int | None:
             arguments = (directory / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # gone, or another user's
-        if wanted in environment and any(argument.endswith(b"cvmfs_server") for argument in arguments[:3]):
+        if wanted in environment and any(argument.endswith(_PROGRAMS) for argument in arguments[:3]):
             return int(directory.name)
     return None
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from cvmfs_sync.errors import CloneRefused, NoSpace, NotOwner, RepositoryBusy, RepositoryError, RepositoryUnavailable
+from cvmfs_sync.errors import (
+    CloneRefused,
+    CvmfsSyncError,
+    LimitExceeded,
+    NoSpace,
+    NotOwner,
+    RepositoryBusy,
+    RepositoryUnavailable,
+)
 from cvmfs_sync.repository.commands import Completed
 
 __all__ = ["FAILURES", "Failure", "failure_of"]
@@ -27,31 +35,38 @@ class Failure:
         todo: What the operator can do.
         busy: Whether it may pass by itself while we wait.
         codes: Exit codes that mean it, whatever the text.
+        left_open: Whether an `ingest` that ends so has opened its transaction, and may not have aborted it.
     """
 
     commands: frozenset[str]
     text: str
-    error: type[RepositoryError]
+    error: type[CvmfsSyncError]
     message: str
     todo: str
     busy: bool = False
     codes: frozenset[int] = frozenset()
+    left_open: bool = False
 
 
 def _failure(
     commands: str,
     text: str,
-    error: type[RepositoryError],
+    error: type[CvmfsSyncError],
     message: str,
     todo: str,
     *,
     busy: bool = False,
     codes: frozenset[int] = frozenset(),
+    left_open: bool = False,
 ) -> Failure:
-    return Failure(frozenset(commands.split()), text, error, message, todo, busy, codes)
+    return Failure(frozenset(commands.split()), text, error, message, todo, busy, codes, left_open)
 
 
-_ANY = "transaction publish abort ingest gc"
+_ANY = "transaction publish abort ingest gc mount"
+_FULL_STORAGE = (
+    "failed publishes leave data/txn/chunk.* in the storage (/srv/cvmfs/{name} by default): remove them while nobody"
+    " publishes, or free space"
+)
 FAILURES = (
     _failure(
         "transaction", "cannot clone directory tree", CloneRefused,
@@ -136,25 +151,37 @@ FAILURES = (
     ),
     _failure(
         _ANY, "errno 28", NoSpace, "no space left to publish {name}",
-        "free space in the storage; leftovers are data/txn/chunk.* of failed publishes",
+        _FULL_STORAGE,
     ),
     _failure(
         _ANY, "block upload failed (code: 28)", NoSpace, "no space left to publish {name}",
-        "free space in the storage; leftovers are data/txn/chunk.* of failed publishes",
+        _FULL_STORAGE,
     ),
     _failure(
         "publish ingest", "Open writable file descriptors", RepositoryBusy,
         "a process is writing below the repository {name}",
-        "`lsof +f -- /cvmfs/{name}` names it; end it, then sync again", busy=True,
+        "`lsof +f -- /cvmfs/{name}` names it; end it, then sync again", busy=True, left_open=True,
     ),
     _failure(
         "publish ingest", "open read-only file descriptors", RepositoryBusy,
         "a process has files open below the repository {name}",
-        "`lsof +f -- /cvmfs/{name}` names it; end it, or keep backups and updatedb out of /cvmfs", busy=True,
+        "`lsof +f -- /cvmfs/{name}` names it; end it, or keep backups and updatedb out of /cvmfs",
+        busy=True, left_open=True,
     ),
     _failure(
         _ANY, "Current working directory is in", RepositoryBusy, "a shell stands inside the repository {name}",
-        "leave the directory, then sync again", busy=True,
+        "leave the directory, then sync again", busy=True, left_open=True,
+    ),
+    # Where limits are not enforced, the same words begin with WARNING, and nothing fails.
+    _failure(
+        "publish transaction ingest", "FATAL: catalog at", LimitExceeded,
+        "{name} takes no catalog with so many entries",
+        "raise CVMFS_NESTED_KCATALOG_LIMIT or CVMFS_ROOT_KCATALOG_LIMIT in its server.conf, or unset"
+        " CVMFS_ENFORCE_LIMITS",
+    ),
+    _failure(
+        "publish", "FATAL: file at", LimitExceeded, "{name} takes no file of that size",
+        "raise CVMFS_FILE_MBYTE_LIMIT in its server.conf, or unset CVMFS_ENFORCE_LIMITS",
     ),
     _failure(
         "publish", "is not in a transaction", RepositoryUnavailable,

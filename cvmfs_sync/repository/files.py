@@ -5,20 +5,41 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 from pathlib import Path
 
 from cvmfs_sync.errors import RepositoryUnavailable
 
-__all__ = ["exchange", "make_parents", "remove_empty_parents", "sync_directory", "sync_file_system", "write_new"]
+__all__ = [
+    "exchange", "make_parents", "plain_path", "remove_empty_parents", "sync_directory", "sync_file_system", "write_new",
+]  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+# What cvmfs_server's shell takes for nothing but a path. `ingest -d` splits at ':', `transaction -T` at '='.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9.][A-Za-z0-9._-]*(?:/[A-Za-z0-9.][A-Za-z0-9._-]*)+", re.ASCII)
 
 
-def make_parents(root: Path, path: str) -> Path:
+def plain_path(path: str) -> str:
+    """The path of a tree, if a shell changes nothing of it and it leads nowhere else; a tree has a directory above it.
+
+    Raises:
+        ValueError: It is no such path.
+    """
+    if not _PLAIN_PATH.fullmatch(path) or not {".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError(f"no path for a tree to clone or remove: {path!r}")
+    return path
+
+
+def make_parents(root: Path, path: str, *, durable: bool = False) -> Path:
     """The absolute path of `path`, its parents made with mode 0755 whatever the umask.
+
+    Args:
+        root: The repository's.
+        path: Relative to it.
+        durable: Whether the names of those that are made are on disk when this returns.
 
     Raises:
         RepositoryUnavailable: If something that is no directory stands in the way.
@@ -30,6 +51,8 @@ def make_parents(root: Path, path: str) -> Path:
         try:
             current.mkdir()
             current.chmod(0o755)
+            if durable:
+                sync_directory(current.parent)
         except FileExistsError:
             if not current.is_dir() or current.is_symlink():
                 raise RepositoryUnavailable(
@@ -41,15 +64,18 @@ def make_parents(root: Path, path: str) -> Path:
 def remove_empty_parents(root: Path, path: str) -> None:
     """Remove the directories above `path`, up to the root, that have nothing in them; survives a power cut."""
     directory = (root / path).parent
+    removed = False
     while directory != root:
         try:
             directory.rmdir()
+            removed = True
         except FileNotFoundError:
             pass
         except OSError:
             break
         directory = directory.parent
-    sync_directory(directory)
+    if removed:
+        sync_directory(directory)
 
 
 def write_new(path: Path, content: bytes) -> None:

@@ -31,7 +31,8 @@ class Note:
 
     Attributes:
         identity: Random; the first thing that is written into the transaction.
-        state: How far we had got; the note is written before the step that it names, `open` right after it.
+        state: How far we had got; the note is written before the step that it names, `open` right after it. An `ingest`
+            is `opening` to its end: nothing is ever written into its transaction.
         purpose: For people.
         started: When the latest attempt to open it began, in seconds since the epoch.
         before: The server's lock that was there before that attempt: somebody else's.
