@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import images, report, scaling
+from benchmarks import images, polling, publishing, report, scaling
 from benchmarks.contenders import CONTENDERS, OURS, Contender, Target
 from benchmarks.measure import Failed, can_mount, count_entries, fresh_directory, large_temporary, run
 from benchmarks.profiles import profile
@@ -22,6 +22,8 @@ from benchmarks.report import Row
 from tests.support.registry import RegistryServer, start_docker_registry
 
 _REPOSITORY = "bench/image"
+_PUBLISHING = "publishing"
+_POLLING = "polling"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,20 +42,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 {"command": r.command, r.series: r.amount, "wall": r.sample.wall, "cpu": r.sample.cpu,
                  "memory": r.sample.memory} for r in rows
             ]  # fmt: skip
-        else:
+        elif _chosen(options.only) or _is_chosen(_PUBLISHING, options.only):
             subject = images.synthetic() if options.quick else images.debian()
-            with _served(subject, options) as target:
-                _say(
-                    f"{subject.name}: {subject.layers} layers, {subject.entries:,} entries, "
-                    f"{subject.content / 1e6:.0f} MB, {subject.compressed / 1e6:.0f} MB compressed"
-                )
-                if options.profile:
-                    _print(profile(target, mount=not reason))
-                else:
-                    table = _compare(target, _chosen(options.only), options.runs, mount=not reason)
-                    result |= {"image": _describe(subject), "runs": options.runs, "results": report.document(table)}
-                    _print(report.comparison(table))
-                    failed = any(row.skipped.startswith("failed") for row in table)
+            result |= {"image": _describe(subject), "runs": options.runs}
+            chosen = _chosen(options.only)
+            if chosen:
+                with _served(subject, options) as target:
+                    _say(
+                        f"{subject.name}: {subject.layers} layers, {subject.entries:,} entries, "
+                        f"{subject.content / 1e6:.0f} MB, {subject.compressed / 1e6:.0f} MB compressed"
+                    )
+                    if options.profile:
+                        _print(profile(target, mount=not reason))
+                    else:
+                        table = _compare(target, chosen, options.runs, mount=not reason)
+                        result["results"] = report.document(table)
+                        _print(report.comparison(table))
+                        failed = any(row.skipped.startswith("failed") for row in table)
+            if _is_chosen(_PUBLISHING, options.only) and options.profile:
+                _print(publishing.profile(subject, mount=not reason))
+            elif _is_chosen(_PUBLISHING, options.only):
+                found = publishing.measure(subject, runs=options.runs, quick=options.quick, mount=not reason)
+                _print(f"\n{publishing.tables(found)}")
+                result["publishing"] = publishing.document(found)
+        if _is_chosen(_POLLING, options.only) and not (options.scale or options.profile):
+            repositories, population = polling.QUICK if options.quick else polling.FULL
+            polled = polling.measure_all(runs=options.runs, repositories=repositories, population=population)
+            _print(f"\n{polling.tables(*polled)}")
+            result["polling"] = polling.document(*polled)
     except (images.Unavailable, Failed) as problem:
         _say(str(problem))
         return 1
@@ -66,7 +82,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="rounds; medians are shown (default: 3)")
     parser.add_argument("--quick", action="store_true", help="a small image that needs neither root nor packages")
-    parser.add_argument("--only", default="", metavar="PART,...", help="contenders with one of these in their name")
+    parser.add_argument(
+        "--only", default="", metavar="PART,...",
+        help="contenders with one of these in their name, 'publishing' and 'polling'",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="all samples, and the machine")
     parser.add_argument("--profile", action="store_true", help="show where unpack and squash spend their time instead")
     parser.add_argument("--scale", action="store_true", help="measure growth with entries and with bytes instead")
@@ -75,14 +94,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: at least 1")
-    if not _chosen(options.only):
-        parser.error(f"--only: no contender; there are {', '.join(each.name for each in CONTENDERS)}")
+    others = [_PUBLISHING, _POLLING]
+    if not _chosen(options.only) and not any(_is_chosen(each, options.only) for each in others):
+        parser.error(f"--only: no contender; there are {', '.join([*(each.name for each in CONTENDERS), *others])}")
     return options
 
 
 def _chosen(only: str) -> list[Contender]:
-    parts = [part.strip() for part in only.split(",") if part.strip()]
+    parts = _parts(only)
     return [each for each in CONTENDERS if not parts or any(part in each.name for part in parts)]
+
+
+def _is_chosen(what: str, only: str) -> bool:
+    parts = _parts(only)
+    return not parts or any(part in what for part in parts)
+
+
+def _parts(only: str) -> list[str]:
+    return [part.strip() for part in only.split(",") if part.strip()]
 
 
 def _compare(target: Target, contenders: Sequence[Contender], runs: int, *, mount: bool) -> list[Row]:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
+import urllib.request
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import images, measure, report, run, scaling
+from benchmarks import (
+    fitting,
+    images,
+    measure,
+    pipelining,
+    places,
+    publications,
+    publishing,
+    report,
+    run,
+    scaling,
+    successors,
+)
 from benchmarks.contenders import CONTENDERS, FLOOR, PEER, Contender
-from benchmarks.layers import LayerWriter, scan, write_difference, write_image
+from benchmarks.layers import Layer, LayerWriter, scan, write_difference, write_image
 from benchmarks.measure import Failed, Sample
+from benchmarks.publications import DIFFERENCE, WHOLE, Publication
 from benchmarks.report import Row
-from tests.support import require, require_root
+from cvmfs_sync.ports import Costs
+from tests.support import require, require_root, start_docker_registry
 from tests.support import run as run_tool
 
 
@@ -62,7 +79,7 @@ def test_a_failing_contender_is_told_with_its_message(
     broken = Contender("broken", lambda _: "echo out of order >&2; exit 7", "tree")
     idle = Contender("idle", lambda _: "true", "tree")
     monkeypatch.setattr(run, "CONTENDERS", (broken, idle))
-    assert run.main(["--quick", "--runs", "1", "--no-mount"]) == 1
+    assert run.main(["--quick", "--runs", "1", "--no-mount", "--only", "broken,idle"]) == 1
     table = capsys.readouterr().out
     assert "skipped: broken: failed: exit code 7: out of order" in table
     assert "skipped: idle: failed: it made no tree" in table
@@ -149,3 +166,160 @@ def test_scaling_table_tells_growth() -> None:
     ]
     last = [cell.strip() for cell in scaling.scale_table(rows).splitlines()[-1].split("|")]
     assert last[5:8] == ["20.00 us/entry", "10.00", "300"]
+
+
+def test_publishing_is_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each case is published whole and as a difference, to a directory and to the fake; the latter at its own cost."""
+    require("docker-registry")
+    result = tmp_path / "result.json"
+    arguments = ["--quick", "--runs", "1", "--no-mount", "--only", "publishing", "--json", str(result)]
+    assert run.main(arguments) == 0
+    table = capsys.readouterr().out
+    document = json.loads(result.read_text())["publishing"]
+    rows = {(each["backend"], each["case"], each["how"]): each for each in document["images"]}
+    cases = list(dict.fromkeys(case for _, case, _ in rows))
+    assert len(cases) == 3
+    for backend in ("directory", "fake"):
+        for case in cases:
+            whole, difference = rows[backend, case, WHOLE], rows[backend, case, DIFFERENCE]
+            assert (whole["relative"], whole["transactions"]) == ("", 1)
+            assert difference["relative"]
+            assert difference["transactions"] == 1
+            assert 0 < difference["written"] < whole["written"]
+            assert 0 < difference["files"] < whole["files"]
+            if backend == "fake":
+                assert difference["processed"] < whole["processed"]
+            else:
+                assert 0 < difference["changed"] <= difference["written"] <= 1.2 * difference["changed"]
+                assert 0 < difference["locked"] < difference["sample"]["wall"]
+            assert f"{case}: {DIFFERENCE}" in table
+    ways = {each["way"]: each for each in document["pipeline"]}
+    assert list(ways) == ["one by one", "one cycle"]
+    for each in ways.values():
+        assert 0 < each["locked"] < each["wall"]
+        assert each["compressed"] > 1_000_000
+
+
+def test_what_was_published_to_be_measured_is_removed_again(tmp_path: Path) -> None:
+    """A repository that is not new for each run has nothing of it afterwards: neither trees nor links nor records."""
+    require("docker-registry")
+    subject = images.synthetic()
+    with start_docker_registry(tmp_path / "registry") as registry:
+        place = places.fake_place(tmp_path / "place", registry.host)
+        image = registry.push_layout(subject.layout, "1", "bench/image", "latest")
+        done = place.publish("case", WHOLE, [image], "--whole")
+        assert done.files == done.processed_files - 5  # record, catalogue, two markers, the transaction's own name
+        assert place.site.trees()
+        place.take_down([image.rpartition(":")[0]])
+        assert not place.site.trees()
+        assert not place.site.links()
+        assert not place.site.catalogue()
+
+
+def test_changed_bytes_are_those_of_other_content(tmp_path: Path) -> None:
+    """A linked or equal file counts nothing, one that differs or is new counts once with all its names."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for root in (old, new):
+        (root / "etc").mkdir(parents=True)
+        (root / "etc/same").write_text("same")
+        (root / "etc/changed").write_text(root.name)
+        (root / "etc/type").symlink_to("same")
+    os.link(old / "etc/same", new / "etc/linked")
+    (new / "etc/new").write_text("12345")
+    os.link(new / "etc/new", new / "etc/again")
+    (new / "etc/type").unlink()
+    (new / "etc/type").write_text("1234567")
+    assert publishing._changed(old, new) == len("new") + 4 + 5 + 7
+
+
+def test_the_rebuilt_image_differs_in_every_layer(tmp_path: Path) -> None:
+    """No layer of the rebuild is one of the image's, few files are others, and the based image keeps two layers."""
+    subject = images.synthetic()
+    layout = successors.relatives(subject)
+    assert successors.relatives(subject) == layout
+    before = successors._layers(subject.layout, "1")
+    rebuilt, based = (successors._layers(layout, tag) for tag in (successors.REBUILT, successors.BASED))
+    assert len(rebuilt) == len(before)
+    assert not {layer.diff_id for layer in rebuilt} & {layer.diff_id for layer in before}
+    assert [layer.diff_id for layer in based[:2]] == [layer.diff_id for layer in before[:2]]
+    assert len(based) == 3
+    changed = same = 0
+    for one, other in zip(before, rebuilt, strict=True):
+        was, now = _files(subject.layout, one), _files(layout, other)
+        assert now.keys() - was.keys() <= {f"usr/share/build/layer-{number}" for number in range(len(before))}
+        assert not was.keys() - now.keys()
+        changed += sum(was[name] != now[name] for name in was)
+        same += sum(was[name] == now[name] for name in was)
+    assert 0 < changed < same / 25
+
+
+def _files(layout: Path, layer: Layer) -> dict[str, bytes]:
+    with tarfile.open(layout / "blobs" / layer.blob.digest.replace(":", "/")) as tar:
+        return {
+            member.name: content.read()
+            for member in tar
+            if member.isreg() and (content := tar.extractfile(member)) is not None
+        }
+
+
+def test_fitting_finds_the_constants_that_explain_the_times() -> None:
+    """From times that a model made, the model comes back; what was never measured costs nothing."""
+    model, constant = Costs(clone=0.2, cloned=3e-5, removed=0.0, made=1e-4, byte=2e-9), 0.05
+    factors = [
+        (0.0, 0, 0, 1_000, 10**6), (0.0, 0, 0, 50_000, 10**7), (0.0, 0, 0, 100, 10**9), (1.0, 60_000, 0, 100, 10**5),
+        (1.0, 1_000, 0, 10, 10**4), (1.0, 20_000, 0, 5_000, 10**8),
+    ]  # fmt: skip
+    observations = [fitting.Observation("", each, fitting._seconds(fitting.Observation("", each, 0), model) + constant)
+                    for each in factors]  # fmt: skip
+    fitted, found = fitting.fit(observations)
+    assert found == pytest.approx(constant, rel=0.01)
+    for name in ("clone", "cloned", "removed", "made", "byte"):
+        assert getattr(fitted, name) == pytest.approx(getattr(model, name), rel=0.01, abs=1e-12)
+    assert "off by 0 %" in fitting.fit_table(observations, (fitted, found), model)
+
+
+def test_costs_are_fitted_to_publications(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A quick fit publishes every pair as it is meant, and prints the constants."""
+    result = tmp_path / "result.json"
+    assert publishing.main(["--fit", "--quick", "--runs", "1", "--no-mount", "--json", str(result)]) == 0
+    text = capsys.readouterr().out
+    assert "fitted: Costs(clone=" in text
+    assert "present: Costs(clone=" in text
+    for each in json.loads(result.read_text())["fit"]:
+        clones, cloned, removed, made, written = each["factors"]
+        assert bool(clones) == bool(cloned) == (not each["what"].startswith("nothing"))
+        assert removed >= 0
+        assert made > 0 or written == 0 or removed
+
+
+def test_publishing_tables_tell_ratios() -> None:
+    """Whole against difference by the shortest runs, written against changed bytes, and nothing of another tool's."""
+
+    def row(how: str, *walls: float) -> list[Publication]:
+        return [Publication("case", "directory", how, Sample(wall, wall, 0, 10_000_000)) for wall in walls]
+
+    whole = [replace(each, transactions=1, files=1_000, written=50_000_000, processed=50_000_000)
+             for each in row(WHOLE, 12, 10)]  # fmt: skip
+    difference = [replace(each, transactions=1, files=3, written=1_100_000, changed=1_000_000, processed=2_000_000)
+                  for each in row(DIFFERENCE, 2, 5)]  # fmt: skip
+    rows = [*whole, *difference, *row("a tool", 20)]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in publications.timed(rows).splitlines()[2:]]
+    assert [each[0] for each in cells] == ["case: whole", "case: difference", "case: a tool"]
+    assert cells[1][1] == "3.50"
+    assert [each[-1] for each in cells] == ["1.0", "5.0", "0.5"]
+    assert [each[-2] for each in cells] == ["-", "1.10", "-"]
+    assert cells[2][2:4] == ["-", "-"]
+    counted = [[cell.strip() for cell in line.split("|")[1:-1]] for line in publications.counted(rows).splitlines()[2:]]
+    assert counted[1] == ["case: difference", "1", "3", "1.100", "0", "2.000", "25.00"]
+
+
+def test_a_narrow_line_lets_everything_through(tmp_path: Path) -> None:
+    """What comes through the proxy is what the server sent."""
+    require("docker-registry")
+    with start_docker_registry(tmp_path / "registry") as registry:
+        content = os.urandom(300_000)
+        digest = "sha256:" + hashlib.sha256(content).hexdigest()
+        registry.push_blob("some/image", digest, content)
+        with pipelining.narrow(registry.host, 1_000_000) as host:
+            response = urllib.request.urlopen(f"http://{host}/v2/some/image/blobs/{digest}")
+            assert response.read() == content
