@@ -17,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-packages lint format bench fuzz pins schemas clean
+.PHONY: help install install-dev demo test test-packages lint format bench fuzz soak pins schemas clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,10 @@ fuzz: $(INSTALLED_DEV) ## fuzz tar reader and merge, FUZZ_SECONDS each; then pro
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m fuzz.fuzz_tar
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m fuzz.fuzz_merge
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+SOAK_SECONDS ?= 600
+soak: $(INSTALLED_DEV) ## kill cvmfs-sync, the server and the machine at random for SOAK_SECONDS on each backend
+	@SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s --timeout=0 tests/test_soak.py $(ARGS)
 
 # Universal pins: Linux on any processor, Python 3.11 to 3.14. What only other systems need is left out.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

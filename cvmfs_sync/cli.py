@@ -24,6 +24,7 @@ from cvmfs_sync import __version__
 from cvmfs_sync.console import print_error, print_json, printable, set_up_logging
 from cvmfs_sync.errors import CvmfsSyncError, RepositoryError, UsageError
 from cvmfs_sync.reference import Platform, parse_image
+from cvmfs_sync.stopping import Stopping, Terminated
 
 # A command imports what it needs: all of it together takes longer than most commands.
 
@@ -69,16 +70,19 @@ _DEFAULT_CONFIG = Path("cvmfs-sync.yaml")
 _DEFAULT_PLATFORM = str(Platform())
 
 
+class LogFormat(enum.StrEnum):
+    """How lines are logged."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
 class Format(enum.StrEnum):
     """How `check` prints what it found."""
 
     TEXT = "text"
     JSON = "json"
     GITHUB = "github"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. For a daemon that is the usual end, for all else an interruption."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,6 +154,20 @@ def _interrupt(received: int, _frame: object) -> NoReturn:
     raise Terminated if received == signal.SIGTERM else KeyboardInterrupt
 
 
+def _stop_by(stopping: Stopping) -> None:
+    """Have the signals that end us ask for an end in time."""
+
+    def stop(received: int, _frame: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _already_stopping)
+        stopping.request(Terminated() if received == signal.SIGTERM else KeyboardInterrupt())
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
 def _already_stopping(_signal: int, _frame: object) -> None:
     # An interrupted clean-up would leave what it was about to clean up. SIGKILL is always safe: the next run cleans up.
     os.write(2, b"cvmfs-sync: cleaning up; please wait\n")
@@ -173,11 +191,14 @@ def _common(
             help="Log each unit of work to stderr; given twice, each step, and tracebacks.",
         ),
     ] = 0,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="Log lines for people, or one JSON document a line.")
+    ] = LogFormat.CONSOLE,
     _: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    set_up_logging(verbose=verbose)
+    set_up_logging(verbose=verbose, as_json=log_format is LogFormat.JSON)
 
 
 @app.command("check")
@@ -264,7 +285,21 @@ def _plan(config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = Fals
 
 @app.command("sync")
 def _sync(
-    images: ImagesArgument = None, config: ConfigOption = _DEFAULT_CONFIG, json_output: JsonOption = False
+    images: ImagesArgument = None,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="Have the running daemon do it before all else, and wait for it; without one, do it here."
+        ),
+    ] = False,
+    patient: Annotated[
+        bool,
+        typer.Option(
+            "--patient", help="Try what fails again and again less and less often, as the daemon does: for timers."
+        ),
+    ] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Publish what the list asks for, once.
 
@@ -273,36 +308,72 @@ def _sync(
     """
     from cvmfs_sync.cycle import sync
     from cvmfs_sync.locking import instance
+    from cvmfs_sync.measured import Measured
+    from cvmfs_sync.metrics import Metrics
     from cvmfs_sync.render import print_report, report_document
-    from cvmfs_sync.service import load_config, make_context, read_wishes
+    from cvmfs_sync.service import load_config, note_list, read_reading
+    from cvmfs_sync.service import now as time_now
 
     settings = load_config(config)
-    wishes = read_wishes(settings)
     only = [parse_image(image) for image in images or ()]
-    with instance(settings.state_dir), make_context(settings) as context:
-        report = sync(context, wishes, only)
+    if now:
+        code = _ask_daemon(settings.state_dir, [str(name) for name in only], json_output=json_output)
+        if code is not None:
+            return code
+    with Measured(settings, Metrics.cycle_failed) as measured:
+        reading = read_reading(settings)
+        measured.list_read(valid=reading.refused is None)
+        with instance(settings.state_dir), measured.context() as context:
+            note_list(settings, context.state, reading.refused, time_now())
+            report = sync(context, reading.wishes, only, retry=now or not patient)
+        measured.ended(report)
     if json_output:
         print_json(report_document(report))
     else:
-        print_report(report)
+        print_report(report_document(report))
     if report.stopped is not None and json_output:
         print_error(report.stopped)
     return report.exit_code
+
+
+def _ask_daemon(state_dir: Path, images: list[str], *, json_output: bool) -> int | None:
+    """Have the daemon sync these images and print what becomes of them; the exit code, or None without a daemon."""
+    from cvmfs_sync.control import ask
+    from cvmfs_sync.render import error_of, print_report
+
+    answer = ask(state_dir, {"sync": images})
+    if answer is None:
+        return None
+    if "error" in answer:
+        print_error(error_of(answer["error"]))
+    elif json_output:
+        print_json(answer["report"])
+        if answer["report"]["stopped"] is not None:
+            print_error(error_of(answer["report"]["stopped"]))
+    else:
+        print_report(answer["report"])
+    return int(answer["exit_code"])
 
 
 @app.command("run")
 def _run(config: ConfigOption = _DEFAULT_CONFIG) -> int:
     """Sync by the schedule until stopped, and serve metrics.
 
-    Logs each unit of work to stderr. Exit code 0 when SIGTERM ends it; an open transaction is aborted first.
+    Logs each unit of work to stderr. SIGHUP has it read its configuration again, and the list. Exit code 0 when SIGTERM
+    ends it: within stop_within, in which a publish that is nearly done is finished, and any other is aborted.
     """
+    from cvmfs_sync.notify import Notifier
+    from cvmfs_sync.render import report_document
     from cvmfs_sync.service import load_config
-    from cvmfs_sync.serving import serve
+    from cvmfs_sync.serving import Daemon
 
     logger = logging.getLogger("cvmfs_sync")
     logger.setLevel(min(logger.level, logging.INFO))
+    stopping = Stopping()
     with suppress(Terminated):
-        serve(load_config(config))
+        _stop_by(stopping)
+        notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+        Daemon(lambda: load_config(config), report_document, stopping=stopping, notifier=notifier).run()
     log.info("stopped by SIGTERM")
     return 0
 
@@ -323,19 +394,25 @@ def _gc(
     """
     from cvmfs_sync.collection import collect
     from cvmfs_sync.locking import instance
+    from cvmfs_sync.measured import Measured
+    from cvmfs_sync.metrics import Metrics
     from cvmfs_sync.render import collection_document, print_collection
-    from cvmfs_sync.service import load_config, make_context, make_rules, read_wishes
+    from cvmfs_sync.service import load_config, make_context, make_rules, read_reading, read_wishes
     from cvmfs_sync.state import State
 
     settings = load_config(config)
-    wishes = read_wishes(settings)
     rules = make_rules(settings)
     if dry_run:
+        wishes = read_wishes(settings)
         with make_context(settings, State.snapshot(settings.state_dir)) as context:
             report = collect(context, wishes, rules, force=force, dry_run=True)
     else:
-        with instance(settings.state_dir), make_context(settings) as context:
-            report = collect(context, wishes, rules, force=force)
+        with Measured(settings, Metrics.collection_failed) as measured:
+            reading = read_reading(settings)
+            measured.list_read(valid=reading.refused is None)
+            with instance(settings.state_dir), measured.context() as context:
+                report = collect(context, reading.wishes, rules, force=force)
+            measured.ended(report)
     if json_output:
         print_json(collection_document(report))
     else:
@@ -362,10 +439,10 @@ def _fsck(
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be derived; needs the lock.")] = False,
     json_output: JsonOption = False,
 ) -> int:
-    """Check links, catalogue, records and published trees against each other, and repair them.
+    """Check what is published against its records, and repair it.
 
-    Asks no registry. What is not ours is left alone, and nothing that a link leads to is removed. Exit code 1 if
-    anything is wrong and not mended.
+    Links, catalogue, records and trees are held against each other. Asks no registry. What is not ours is left alone,
+    and nothing that a link leads to is removed. Exit code 1 if anything is wrong and not mended.
     """
     from cvmfs_sync.fsck import fsck
     from cvmfs_sync.locking import instance
@@ -400,20 +477,24 @@ def _status(
     Asks no registry: it tells what the last cycles found. With IMAGE, tells about images that nobody asked for, too.
     """
     from cvmfs_sync.render import print_status, status_document
-    from cvmfs_sync.service import load_config, make_recipe, make_repository, now, read_wishes
+    from cvmfs_sync.service import known_wishes, load_config, make_recipe, make_repository, now
     from cvmfs_sync.state import State
     from cvmfs_sync.status import image_status
 
     settings = load_config(config)
-    wishes = read_wishes(settings).wished_on(now().date())
     only = [parse_image(image) for image in images or ()]
     repository = make_repository(settings)
     with State.snapshot(settings.state_dir) as state:
-        statuses = image_status(repository, make_recipe(settings).layout, state, wishes, only)
+        known, about = known_wishes(settings, state)
+        statuses = image_status(repository, make_recipe(settings).layout, state, known.wished_on(now().date()), only)
     if json_output:
-        print_json({"images": [status_document(repository.root, status) for status in statuses]})
+        print_json({"list": about, "images": [status_document(repository.root, status) for status in statuses]})
     else:
         print_status(repository.root, statuses)
+    if about["refused"] is not None:
+        sys.stderr.write(
+            printable(f"cvmfs-sync: the image list is not valid, an older one is in force: {about['refused']}\n")
+        )
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -35,6 +36,8 @@ from cvmfs_sync.yamlfile import Document, KeyPath, Problem, describe, did_you_me
 
 __all__ = [
     "Config",
+    "GitList",
+    "Hook",
     "Limits",
     "Metrics",
     "RegistryOptions",
@@ -65,7 +68,39 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return base / value if isinstance(base, Path) else Path(value)
 
 
-def _path_or_url(value: object, info: ValidationInfo) -> Path | str:
+@dataclass(frozen=True, slots=True)
+class GitList:
+    """An image list in a git repository.
+
+    Attributes:
+        git: The repository, by any name that git fetches from but that of a helper program.
+        path: Of the list in it.
+    """
+
+    git: str
+    branch: str = "main"
+    path: str = "image-list.yaml"
+
+
+def _git_list(value: dict[Any, Any], base: object) -> GitList:
+    """`{git: URL, branch: main, path: image-list.yaml}`."""
+    names = ["git", "branch", "path"]
+    for key in value:
+        if key not in names:
+            raise ValueError(f"unknown key {key!r}; expected one of git, branch, path{did_you_mean(str(key), names)}")
+    git, branch, path = value.get("git"), value.get("branch", "main"), value.get("path", "image-list.yaml")
+    if not isinstance(git, str) or not re.fullmatch(r"(?!-)(?!.*::)\S+", git) or not git.isprintable():
+        raise ValueError(f"'git' is a repository such as https://git.example.org/images.git, found {describe(git)}")
+    if not isinstance(branch, str) or not re.fullmatch(r"(?![-./])(?!.*(\.\.|//|/\.))[\w./+-]+(?<![/.])", branch):
+        raise ValueError(f"'branch' is the name of a branch such as main, found {describe(branch)}")
+    if not isinstance(path, str) or not path.isprintable() or ":" in path or {"", ".", ".."} & set(path.split("/")):
+        raise ValueError(f"'path' is that of a file in the repository, found {describe(path)}")
+    return GitList(str(base / git) if isinstance(base, Path) and ":" not in git else git, branch, path)
+
+
+def _image_list(value: object, info: ValidationInfo) -> Path | str | GitList:
+    if isinstance(value, dict):
+        return _git_list(value, (info.context or {}).get("base"))
     if not isinstance(value, str) or "://" not in value:
         return _path(value, info)
     try:
@@ -132,6 +167,18 @@ def _mirror(value: object) -> str:
     if not good:
         raise ValueError(f"{expected}; found {describe(value)}")
     return value.rstrip("/")
+
+
+def _hook_url(value: object) -> str:
+    """Not shown in errors: many services have a secret in it."""
+    try:
+        parts = urlsplit(value) if isinstance(value, str) and value.isprintable() and " " not in value else None
+        good = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good or "@" in str(value).partition("://")[2].partition("/")[0]:
+        raise ValueError("expected a URL that begins with https:// or http://, without a user")
+    return str(value)
 
 
 def _engine_host(value: object) -> str:
@@ -210,6 +257,12 @@ class Schedule(StrictModel):
 
     sync: Interval = Field(default="15m", validate_default=True)
     gc: Interval = Field(default="30 3 * * *", validate_default=True)
+    list: Interval = Field(
+        default="5m", validate_default=True, description="When the image list is read; a changed one begins a cycle."
+    )
+    jitter: Duration = Field(
+        default="10s", validate_default=True, description="Delay at random up to this, or a tenth of the interval."
+    )
 
 
 class Retire(StrictModel):
@@ -273,12 +326,46 @@ class Metrics(StrictModel):
     listen: Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str), _text_schema()] | None = Field(
         default="127.0.0.1:9100", validate_default=True, description="host:port; null for no metrics."
     )
+    textfile: AbsolutePath | None = Field(
+        default=None, description="File *.prom for node_exporter, which `sync` and `gc` write; null for none."
+    )
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
     """Drop the nulls that stand for "not given": written out, null lifts a limit."""
     for limit in schema["properties"].values():
         limit.pop("default")
+
+
+class Hook(StrictModel):
+    """Who is told what happens: a command, or a URL."""
+
+    on: Annotated[
+        tuple[
+            Literal["published", "moved", "linked", "retired", "taken_down", "failed", "recovered", "list_refused"], ...
+        ],
+        Field(strict=False, min_length=1),
+    ] = Field(description="Events that it is told.")
+    command: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None, description="Program by its absolute path and arguments; gets the event as JSON on its stdin."
+    )
+    url: Annotated[str, PlainValidator(_hook_url), _text_schema(pattern="^https?://")] | None = Field(
+        default=None, description="Gets the event as JSON by POST."
+    )
+    header_file: AbsolutePath | None = Field(
+        default=None, description="url: file of headers to send, such as 'Authorization: Bearer ...', one a line."
+    )
+    timeout: Duration = Field(default="30s", validate_default=True, description="For one event.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Hook:
+        if (self.command is None) == (self.url is None):
+            raise ValueError("expected one of 'command' and 'url'")
+        if self.command is not None and (not self.command[0].startswith("/") or self.header_file is not None):
+            raise ValueError("a command has an absolute path such as /usr/local/bin/notify, and no 'header_file'")
+        if self.timeout <= timedelta(0):
+            raise ValueError("'timeout' must be longer than 0s")
+        return self
 
 
 class Limits(StrictModel):
@@ -306,10 +393,26 @@ class Limits(StrictModel):
 class Config(StrictModel):
     """All of `cvmfs-sync.yaml`. Only `load` makes relative paths absolute: it knows the file's directory."""
 
-    image_list: Annotated[Path | str, PlainValidator(_path_or_url), _text_schema()] = Field(
+    image_list: Annotated[
+        Path | str | GitList,
+        PlainValidator(_image_list),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {
+                        "type": "object",
+                        "properties": {name: {"type": "string"} for name in ("git", "branch", "path")},
+                        "required": ["git"],
+                        "additionalProperties": False,
+                    },
+                ]
+            }
+        ),
+    ] = Field(
         default=Path("image-list.yaml"),
         validate_default=True,
-        description="Path or URL; a bad or unreachable list keeps the last good one.",
+        description="Path, URL or git repository; a bad or unreachable list keeps the last good one.",
     )
     repository: RepositoryOptions = Field(default={}, validate_default=True)
     layout: Literal["unpacked", "osg"] = "unpacked"
@@ -319,6 +422,9 @@ class Config(StrictModel):
         default=None, description="Bytes of layers in spool_dir at most, such as 50G; null for no limit."
     )
     schedule: Schedule = Field(default={}, validate_default=True)
+    stop_within: Duration = Field(
+        default="60s", validate_default=True, description="How long the daemon's end may take, a publish included."
+    )
     retire: Retire = Field(default={}, validate_default=True)
     sandbox: Sandbox = Field(default={}, validate_default=True)
     registries: Mapping[Annotated[str, AfterValidator(_registry_host)], RegistryOptions] = Field(
@@ -326,6 +432,9 @@ class Config(StrictModel):
     )
     docker_host: Annotated[str, PlainValidator(_engine_host), _text_schema(pattern="^(unix|tcp)://")] | None = Field(
         default=None, description="Engine of docker-daemon: images; by default $DOCKER_HOST, else Docker's socket."
+    )
+    hooks: Annotated[tuple[Hook, ...], Field(strict=False)] = Field(
+        default=(), description="Commands and URLs that are told what happens."
     )
     metrics: Metrics = Field(default={}, validate_default=True)
     limits: Limits = Field(default={}, validate_default=True)

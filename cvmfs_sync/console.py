@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -20,8 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cvmfs_sync.errors import CvmfsSyncError
+from cvmfs_sync.passes import current_pass
 
 __all__ = ["Bars", "document", "human_size", "print_error", "print_json", "print_table", "printable", "set_up_logging"]
+
+_COUNTS = re.compile(r"(?:\w+=\d+ ?)+")
+_PLACEHOLDER = re.compile(r"%%|(?:(\w+)=)?%[-#0 +]*\d*(?:\.\d+)?[a-z]")
 
 
 class Bars:
@@ -70,15 +76,40 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         text = f"{record.levelname.lower()} {record.getMessage()}"
+        if ident := current_pass():
+            text += f" pass={ident}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text
 
 
-def set_up_logging(*, verbose: int) -> None:
+class _JsonFormatter(logging.Formatter):
+    """One JSON document a line. What a message has as `name=value` is a field by that name, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        document: dict[str, object] = {
+            "time": at, "level": record.levelname.lower(), "message": record.getMessage(), "logger": record.name,
+        }  # fmt: skip
+        if ident := current_pass():
+            document["pass"] = ident
+        names = [match[1] for match in _PLACEHOLDER.finditer(str(record.msg)) if match[0] != "%%"]
+        if isinstance(record.args, tuple) and len(names) == len(record.args):
+            for name, value in zip(names, record.args, strict=True):
+                if name:
+                    document.setdefault(name, value if isinstance(value, int | float | None) else str(value))
+                elif isinstance(value, str) and _COUNTS.fullmatch(value):
+                    document.update((each.partition("=")[0], int(each.partition("=")[2])) for each in value.split())
+        if record.exc_info:
+            document["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(document)
+
+
+def set_up_logging(*, verbose: int, as_json: bool = False) -> None:
     """Log to stderr: warnings; with one `-v` a line for each unit of work; with two everything."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(_JsonFormatter() if as_json else _Formatter())
     root = logging.getLogger("cvmfs_sync")
     root.handlers[:] = [handler]
     root.propagate = False

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from cvmfs_sync.backlog import Backlog
+from cvmfs_sync.backoff import Backoff
 from cvmfs_sync.index import IndexCache
 from cvmfs_sync.ports import Progress, Repository, Silent
 from cvmfs_sync.prepare import Recipe
@@ -26,6 +28,8 @@ class Context:
         layer_indexes: Of layers, by diff_id.
         tree_indexes: Of published trees, by `treeindex.tree_id`.
         now: The time, UTC.
+        backoff: When what has failed is tried again.
+        backlog: What waits to be published.
     """
 
     repository: Repository
@@ -38,3 +42,5 @@ class Context:
     now: Callable[[], datetime]
     urgent_sources: Sources
     progress: Progress = field(default_factory=Silent)
+    backoff: Backoff = field(default_factory=Backoff)
+    backlog: Backlog = field(default_factory=Backlog)

@@ -17,10 +17,19 @@ from typing import Protocol, TypeAlias, assert_never
 
 from cvmfs_sync.catalogue import CatalogueFile, LinkWish
 from cvmfs_sync.context import Context
-from cvmfs_sync.errors import CloneRefused, CvmfsSyncError, ImageError, NoSpace, NotAsMeant, RepositoryError
+from cvmfs_sync.errors import (
+    BlockedImage,
+    CloneRefused,
+    CvmfsSyncError,
+    ImageError,
+    NoSpace,
+    NotAsMeant,
+    RepositoryError,
+)
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.inventory import Published, find_tree, published
+from cvmfs_sync.passes import in_pass
 from cvmfs_sync.pipeline import Job, pipeline
 from cvmfs_sync.plan import (
     Plan,
@@ -295,7 +304,9 @@ class _Cycle:
                         self._skip(step, waiting)
                         continue
                     job, prepared = next(ready)
-                    if self._publish(step, job, prepared, waiting):
+                    with in_pass(job.pass_id):
+                        made = self._publish(step, job, prepared, waiting)
+                    if made:
                         waiting.clear()
                     elif waiting and self.stopped is None:
                         # The next of them publishes it, from its own registry.
@@ -514,10 +525,12 @@ def _account(context: Context, outcome: Outcome, *, ends_all: bool) -> None:
                 log.debug("waiting image=%s reason=%s", name, outcome.error)
                 return
             before = state.failure(target.link)
+            # What the list blocks is as free as the others the moment that it is not blocked any more.
+            at_once = ends_all or isinstance(outcome.error, BlockedImage)
             later = context.backoff.next_try(before.count + 1 if before else 1, now, temporary=temporary)
             state.failed(
                 target.link, name, str(outcome.error), temporary=temporary, at=now, source=outcome.source,
-                wish=wish_key(target.wish), next_try=later if later > now and not ends_all else None,
+                wish=wish_key(target.wish), next_try=later if later > now and not at_once else None,
             )  # fmt: skip
             log.info("failed image=%s reason=%s", name, outcome.error)
         case "published" | "linked":

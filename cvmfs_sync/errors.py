@@ -13,6 +13,7 @@ __all__ = [
     "AccessDenied",
     "BlobChanged",
     "BlobMismatch",
+    "BlockedImage",
     "CloneRefused",
     "ConfigurationError",
     "CvmfsSyncError",
@@ -31,6 +32,7 @@ __all__ = [
     "RepositoryBusy",
     "RepositoryError",
     "RepositoryUnavailable",
+    "TriedLater",
     "UsageError",
 ]
 
@@ -103,10 +105,18 @@ class AccessDenied(ImageError):
     """The registry wants other credentials, or the repository does not exist: registries do not say which."""
 
 
+class BlockedImage(ImageError):
+    """The list says that it must not be published."""
+
+
 class RegistryUnavailable(ImageError):
     """No usable answer: connection refused, time-out, 429, 5xx, or a body cut short."""
 
     temporary = True
+
+
+class TriedLater(ImageError):
+    """It failed before in the same way, and is not tried again yet."""
 
 
 class RateLimited(RegistryUnavailable):

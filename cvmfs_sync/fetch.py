@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +98,7 @@ class _Downloads:
         first = [layer for layer in layers if layer.foreign]
         for layer in (*first, *reversed(layers)):
             if layer.digest not in self._files:
-                self._files[layer.digest] = self._executor.submit(self._run, layer)
+                self._files[layer.digest] = self._executor.submit(copy_context().run, self._run, layer)
 
     def result(self, layer: Descriptor) -> Path:
         """The file, when it is there; the first failure of all downloads if it is not."""

@@ -27,12 +27,27 @@ from cvmfs_sync.tags import FILTER_SCHEMA, Globs, Regex, Semver, TagFilter, is_p
 from cvmfs_sync.yamlfile import Document, KeyPath, Problem, describe, did_you_mean, dotted, line_of, read
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
-__all__ = ["ImageList", "Wish", "json_schema", "load", "parse"]
+__all__ = ["ImageList", "Origin", "Wish", "json_schema", "load", "parse"]
 
 _TAG_FORMS = '["4.*", "!*-rc*"], {semver: ">=4.2"} or {regex: "..."}'
 _MAX_TEXT = 1000
 Raw = TypeVar("Raw")
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an entry comes from, when the list is in a git repository.
+
+    Attributes:
+        commit: In which the list was read.
+        author: Of the latest change of the entry's first line; None if the history that is there does not tell.
+        at: When that was, ISO 8601, UTC.
+    """
+
+    commit: str
+    author: str | None = None
+    at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,7 @@ class Wish:
         definition: URL of what the image is built from.
         expires: Last day on which the image is wished for.
         line: Where the entry begins in its file.
+        origin: Who asked for it, if that is known; two entries that differ in nothing else are equal.
     """
 
     name: ImageName
@@ -58,6 +74,7 @@ class Wish:
     definition: str | None
     expires: date | None
     line: int
+    origin: Origin | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tags})" if self.tags else str(self.name)
@@ -73,12 +90,14 @@ class ImageList:
         blocked: What must not be published.
         stale: Whether this is an older list, in force because the present one can't be read: good for publishing, and
             no proof that something is not wished for.
+        commit: Of the list, if it is in a git repository.
     """
 
     wishes: tuple[Wish, ...]
     problems: tuple[Problem, ...]
     blocked: tuple[Blocked, ...] = ()
     stale: bool = False
+    commit: str | None = None
 
     def block(self, name: ImageName | None, *digests: Digest | None) -> Blocked | None:
         """The entry of `blocked` that is about this name, or one of these digests, if there is one."""

@@ -177,7 +177,14 @@ def derived_entry(layout: Layout, link: str, tree: Published) -> CatalogueEntry:
         size=int(record.get("size", 0)),
         entries=int(record.get("entries", 0)),
         published_at=str(record.get("published_at")),
+        list_commit=_text(record.get("list_commit")),
+        requested_by=_text(record.get("requested_by")),
+        requested_at=_text(record.get("requested_at")),
     )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def all_links(repository: Repository) -> Iterator[tuple[str, str]]:

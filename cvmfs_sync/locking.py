@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from cvmfs_sync.rootfs import os_errors
 
 __all__ = ["exclusive_lock", "instance", "locked_directory"]
 
+_NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL})
+
 
 @contextmanager
 def instance(directory: Path) -> Iterator[None]:
@@ -23,12 +26,16 @@ def instance(directory: Path) -> Iterator[None]:
     """
     with os_errors(f"to the state directory {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(directory / "lock"):
+    with exclusive_lock(
+        directory / "lock",
+        todo="wait for it to finish, or, if it is the daemon, have it do this next: 'cvmfs-sync sync --now IMAGE';"
+        " 'cvmfs-sync status' shows what is published meanwhile",
+    ):
         yield
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, *, todo: str | None = None) -> Iterator[None]:
     """Hold flock(2) on a file, which is made if it is not there and names the process.
 
     Raises:
@@ -39,7 +46,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     with lock:
         if not _locked(lock.fileno()):
             lock.seek(0)
-            raise _busy(f"process {lock.read().strip() or 'unknown'} holds {path}")
+            raise _busy(f"process {lock.read().strip() or 'unknown'} holds {path}", todo)
         with os_errors(f"to the lock {path}"):
             lock.truncate(0)
             lock.write(str(os.getpid()))
@@ -49,7 +56,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_directory(path: Path) -> Iterator[None]:
-    """Hold flock(2) on a directory, in which nothing is changed.
+    """Hold flock(2) on a directory, in which nothing is changed; nothing where directories can't be locked, as on NFS.
 
     Raises:
         RepositoryBusy: Another cvmfs-sync holds it.
@@ -57,7 +64,13 @@ def locked_directory(path: Path) -> Iterator[None]:
     with os_errors(f"to {path}"):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if not _locked(descriptor):
+        try:
+            locked = _locked(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            locked = True
+        if not locked:
             raise _busy(f"{path} is locked")
         yield
     finally:
@@ -72,9 +85,9 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _busy(found: str) -> RepositoryBusy:
+def _busy(found: str, todo: str | None = None) -> RepositoryBusy:
     return RepositoryBusy(
         "another cvmfs-sync is at work",
         found=found,
-        todo="wait for it to finish; 'cvmfs-sync status' shows what is published meanwhile",
+        todo=todo or "wait for it to finish; 'cvmfs-sync status' shows what is published meanwhile",
     )

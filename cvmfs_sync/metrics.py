@@ -1,31 +1,42 @@
 """Cycle reports as Prometheus metrics.
 
-A report goes in after each cycle; numbers come out on an HTTP endpoint. Names, units and labels are documented in
-`docs/metrics.md`, which a test holds equal to this module. Label values are a closed set: no image is ever one. What is
-known about registries is asked for whenever Prometheus asks.
+A report goes in after each cycle and each garbage collection; a page of numbers comes out. Names, units and labels are
+documented in `docs/metrics.md`, which a test holds equal to this module. Label values are a closed set: no image is
+ever one. What is known about registries, and what waits, is asked for whenever Prometheus asks.
 """
 
 from __future__ import annotations
 
-import socket
+import os
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
-from wsgiref.simple_server import WSGIServer
+from wsgiref.types import WSGIApplication
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cvmfs_sync import __version__
-from cvmfs_sync.cycle import RESULTS, CycleReport
-from cvmfs_sync.errors import UsageError
+from cvmfs_sync.collection import CollectionReport
+from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
+from cvmfs_sync.retire import Retirement
 
-__all__ = ["CYCLE_RESULTS", "Metrics"]
+__all__ = ["CYCLE_RESULTS", "GC_RESULTS", "HOOK_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]
 
 CYCLE_RESULTS = ("ok", "image_failed", "stopped", "list_invalid")
+HOOK_RESULTS = ("ok", "failed", "dropped")
+GC_RESULTS = ("ok", "refused", "stopped", "list_invalid")
+TRANSACTION_RESULTS = ("published", "aborted")
+HOWS = ("whole", "difference")
+KINDS = ("link", "tree")
 _BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600)
+_SHORT = (0.1, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600)
+_DELAYS = (60, 300, 900, 1800, 3600, 2 * 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
+_SIZES = tuple(1024.0**power * step for power in (1, 2, 3) for step in (1, 16, 256))
 
 
 class RateLimit(Protocol):
@@ -73,11 +84,43 @@ class _Registries(Collector):
         return count, limit, remaining
 
 
+class _Hooks(Collector):
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        """What is known now."""
+        family = CounterMetricFamily("cvmfs_sync_hook_events", "Events for hooks by result", labels=["result"])
+        counts = self._counts()
+        for result in HOOK_RESULTS:
+            family.add_metric([result], counts.get(result, 0))
+        return (family,)
+
+
+class _Backlog(Collector):
+    def __init__(self, waiting: Callable[[], Sequence[datetime]], clock: Callable[[], datetime]) -> None:
+        self._waiting = waiting
+        self._clock = clock
+
+    def collect(self) -> Iterable[Metric]:
+        """What is waiting now."""
+        since = self._waiting()
+        age = max(0.0, (self._clock() - min(since)).total_seconds()) if since else 0.0
+        count = GaugeMetricFamily("cvmfs_sync_waiting_images", "Links that wait to be made or moved", len(since))
+        oldest = GaugeMetricFamily(
+            "cvmfs_sync_oldest_waiting_age_seconds", "For how long the oldest of them has waited; 0 without any", age
+        )
+        return count, oldest
+
+
 class Metrics:
-    """The metrics of one daemon."""
+    """The metrics of one daemon, or of one run."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._work()
+        self._storage()
+        self._retiring()
         self._build = Info("cvmfs_sync_build", "Version of cvmfs-sync", registry=self.registry)
         self._build.info({"version": __version__})
         self._images = Gauge(
@@ -89,7 +132,7 @@ class Metrics:
             "cvmfs_sync_cycle_duration_seconds", "Duration of a cycle", buckets=_BUCKETS, registry=self.registry
         )
         self._publish = Histogram(
-            "cvmfs_sync_publish_duration_seconds", "Duration of fetching and publishing one image", buckets=_BUCKETS,
+            "cvmfs_sync_publish_duration_seconds", "Duration of publishing one prepared image", buckets=_BUCKETS,
             registry=self.registry,
         )  # fmt: skip
         self._published = Counter("cvmfs_sync_published_images", "Images published", registry=self.registry)
@@ -105,25 +148,118 @@ class Metrics:
         self._list_valid = Gauge(
             "cvmfs_sync_list_valid", "1 if the image list was valid when it was last read", registry=self.registry
         )
+        self._config_valid = Gauge(
+            "cvmfs_sync_config_valid", "1 if the configuration was valid when it was last read", registry=self.registry
+        )
+        self._config_valid.set(1)
         for result in RESULTS:
             self._images.labels(result)
         for result in CYCLE_RESULTS:
             self._cycles.labels(result)
 
-    def serve(self, host: str, port: int) -> tuple[WSGIServer, int]:
-        """Answer Prometheus in a thread of its own; gives the server and the port it listens on.
+    def _work(self) -> None:
+        """What publishing costs."""
+        self._plan = Histogram(
+            "cvmfs_sync_plan_duration_seconds", "Duration of asking the registries in a cycle", buckets=_BUCKETS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._prepare = Histogram(
+            "cvmfs_sync_prepare_duration_seconds", "Duration of fetching and comparing one image", buckets=_BUCKETS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._written = Histogram(
+            "cvmfs_sync_publish_written_bytes", "Bytes of files that were written to publish one image",
+            buckets=_SIZES, registry=self.registry,
+        )  # fmt: skip
+        self._files = Counter("cvmfs_sync_written_files", "Files written to publish images", registry=self.registry)
+        self._saved = Counter(
+            "cvmfs_sync_saved_bytes", "Bytes of files of published trees that did not have to be written",
+            registry=self.registry,
+        )  # fmt: skip
+        self._trees = Counter(
+            "cvmfs_sync_published_trees", "Trees published, by how they were made", ["how"], registry=self.registry
+        )
+        self._delay = Histogram(
+            "cvmfs_sync_update_delay_seconds", "From a name first seen to mean something new to its publication",
+            buckets=_DELAYS, registry=self.registry,
+        )  # fmt: skip
+        self._held = Histogram(
+            "cvmfs_sync_transaction_held_seconds", "For how long a transaction was open, by what became of it",
+            ["result"], buckets=_SHORT, registry=self.registry,
+        )  # fmt: skip
+        for how in HOWS:
+            self._trees.labels(how)
+        for result in TRANSACTION_RESULTS:
+            self._held.labels(result)
 
-        Raises:
-            UsageError: The address can't be listened on.
+    def _storage(self) -> None:
+        """What is kept on this machine, and of the list."""
+        self._spool = Gauge("cvmfs_sync_spool_bytes", "Bytes of files in the spool directory", registry=self.registry)
+        self._state = Gauge("cvmfs_sync_state_bytes", "Bytes of files in the state directory", registry=self.registry)
+        self._list_read = Gauge(
+            "cvmfs_sync_list_last_valid_timestamp_seconds", "When a valid image list was last read",
+            registry=self.registry,
+        )  # fmt: skip
+
+    def _retiring(self) -> None:
+        """What goes."""
+        self._collections = Counter(
+            "cvmfs_sync_gc_runs", "Garbage collections by result", ["result"], registry=self.registry
+        )
+        self._collection = Histogram(
+            "cvmfs_sync_gc_duration_seconds", "Duration of a garbage collection", buckets=_BUCKETS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._collected = Gauge(
+            "cvmfs_sync_gc_last_success_timestamp_seconds", "When a garbage collection last ended ok",
+            registry=self.registry,
+        )  # fmt: skip
+        self._retired = Counter(
+            "cvmfs_sync_retired", "Links and trees removed because nobody asked for them", ["kind"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._taken_down = Counter(
+            "cvmfs_sync_taken_down", "Links and trees removed because the list blocks them", ["kind"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._orphans = Gauge(
+            "cvmfs_sync_orphans", "Links and trees that nobody asks for, in their grace period", registry=self.registry
+        )
+        for result in GC_RESULTS:
+            self._collections.labels(result)
+        for kind in KINDS:
+            self._retired.labels(kind)
+            self._taken_down.labels(kind)
+
+    def page(self) -> WSGIApplication:
+        """The page for Prometheus."""
+        return make_wsgi_app(self.registry)
+
+    def held(self, seconds: float, published: bool) -> None:
+        """A transaction is over."""
+        self._held.labels(TRANSACTION_RESULTS[0 if published else 1]).observe(seconds)
+
+    def watch_backlog(self, waiting: Callable[[], Sequence[datetime]], clock: Callable[[], datetime]) -> None:
+        """Show what waits when Prometheus asks.
+
+        Args:
+            waiting: Since when each of them does.
+            clock: The time, UTC.
         """
-        try:
-            server, _ = start_http_server(port, host, registry=self.registry)
-        except (OSError, socket.gaierror) as error:
-            raise UsageError(
-                f"cannot serve metrics on {host}:{port}",
-                found=str(error), todo="choose another address in metrics.listen, or null for none",
-            ) from error  # fmt: skip
-        return server, server.server_port
+        self.registry.register(_Backlog(waiting, clock))
+
+    def watch_hooks(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Show how many events were delivered when Prometheus asks."""
+        self.registry.register(_Hooks(counts))
+
+    def watch_spool(self, directory: Callable[[], Path]) -> None:
+        """Show how large the spool is when Prometheus asks."""
+        self._spool.set_function(lambda: float(_size(directory())))
+
+    def stored(self, state_directory: Path, orphans: int) -> None:
+        """A cycle or a garbage collection has ended, and left this."""
+        self._state.set(_size(state_directory))
+        self._orphans.set(orphans)
 
     def watch_registries(
         self,
@@ -138,9 +274,15 @@ class Metrics:
         """
         self.registry.register(_Registries(requests, rate_limits))
 
-    def list_read(self, *, valid: bool) -> None:
+    def list_read(self, now: datetime, *, valid: bool) -> None:
         """The image list has been read."""
         self._list_valid.set(int(valid))
+        if valid:
+            self._list_read.set(now.timestamp())
+
+    def config_read(self, *, valid: bool) -> None:
+        """The configuration has been read again."""
+        self._config_valid.set(int(valid))
 
     def cycle_failed(self, result: str, now: datetime) -> None:
         """A cycle ended before it had a report."""
@@ -152,14 +294,58 @@ class Metrics:
         tally = Tally(outcome.result for outcome in report.outcomes)
         for result in RESULTS:
             self._images.labels(result).set(tally[result])
-        for outcome in report.outcomes:
-            if outcome.result == "published":
-                self._published.inc()
-                self._bytes.inc(outcome.size)
-                self._publish.observe(outcome.seconds)
+        self.published(report)
         result = {0: "ok", 1: "image_failed"}.get(report.exit_code, "stopped")
         self._cycles.labels(result).inc()
         self._duration.observe(report.seconds)
+        self._plan.observe(report.plan_seconds)
+        _count(self._taken_down, report.taken_down)
         self._last.set(now.timestamp())
         if result == "ok":
             self._success.set(now.timestamp())
+
+    def published(self, report: CycleReport) -> None:
+        """What was published, by a cycle or because somebody asked for it."""
+        for outcome in report.outcomes:
+            if outcome.result == "published":
+                self._published_one(outcome)
+            if outcome.waited is not None:
+                self._delay.observe(outcome.waited)
+
+    def collection_failed(self, result: str, _now: datetime) -> None:
+        """A garbage collection ended before it had a report."""
+        self._collections.labels(result).inc()
+
+    def collection_ended(self, report: CollectionReport, now: datetime) -> None:
+        """A garbage collection has its report."""
+        result = {0: "ok", 1: "refused"}.get(report.exit_code, "stopped")
+        self._collections.labels(result).inc()
+        self._collection.observe(report.seconds)
+        _count(self._retired, report.gone)
+        if result == "ok":
+            self._collected.set(now.timestamp())
+
+    def _published_one(self, outcome: Outcome) -> None:
+        self._published.inc()
+        self._bytes.inc(outcome.size)
+        self._publish.observe(outcome.seconds)
+        self._prepare.observe(outcome.prepare_seconds)
+        self._written.observe(outcome.written_bytes)
+        self._files.inc(outcome.written_files)
+        self._saved.inc(max(0, outcome.tree_bytes - outcome.written_bytes))
+        self._trees.labels(HOWS[0 if outcome.made_of is None else 1]).inc()
+
+
+def _count(counter: Counter, gone: Iterable[Retirement]) -> None:
+    for each in gone:
+        counter.labels(KINDS[0 if each.target is not None else 1]).inc()
+
+
+def _size(directory: Path) -> int:
+    """Bytes of the files below a directory, as far as they can be seen; they come and go meanwhile."""
+    size = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                size += os.lstat(f"{parent}/{name}").st_size
+    return size

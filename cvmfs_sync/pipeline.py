@@ -7,16 +7,20 @@ one that is published, one that is ready, one that is fetched.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cvmfs_sync.image import ResolvedImage
+from cvmfs_sync.passes import in_pass, new_pass
 from cvmfs_sync.ports import Progress
 from cvmfs_sync.prepare import Prepared, Preparer
 
 __all__ = ["Job", "pipeline"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,13 @@ class Job:
     Attributes:
         what: Its name for a person.
         replaces: The tree that its link leads to now.
+        pass_id: See `passes`.
     """
 
     what: str
     image: ResolvedImage
     replaces: str | None
+    pass_id: str = field(default_factory=new_pass)
 
 
 def pipeline(
@@ -53,14 +59,14 @@ def pipeline(
             for number, job in enumerate(jobs):
                 if ahead is None or fetched is None:
                     fetched = _Behind(progress, job, stopped)
-                    ahead = executor.submit(preparer.prepare, job.image, job.replaces, fetched)
+                    ahead = executor.submit(_prepare, preparer, job, fetched)
                 fetched.show()
                 ready = _result(ahead)
                 ahead = None
                 if number + 1 < len(jobs):
                     following = jobs[number + 1]
                     fetched = _Behind(progress, following, stopped)
-                    ahead = executor.submit(preparer.prepare, following.image, following.replaces, fetched)
+                    ahead = executor.submit(_prepare, preparer, following, fetched)
                 try:
                     yield job, ready
                 finally:
@@ -70,6 +76,16 @@ def pipeline(
             stopped.set()
             if ahead is not None and not ahead.cancel() and isinstance(left := _result(ahead), Prepared):
                 left.close()
+
+
+def _prepare(preparer: Preparer, job: Job, progress: Progress) -> Prepared:
+    with in_pass(job.pass_id):
+        prepared = preparer.prepare(job.image, job.replaces, progress)
+        log.info(
+            "prepared image=%s digest=%s tree_bytes=%d made_of=%s seconds=%.2f",
+            job.what, job.image.digest, prepared.size, prepared.choice.relative or "nothing", prepared.seconds,
+        )  # fmt: skip
+        return prepared
 
 
 def _result(future: Future[Prepared]) -> Prepared | Exception:

@@ -6,13 +6,14 @@ link. Nothing is published here, and `plan` of the command line prints just what
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cvmfs_sync.blocklist import Blocked
 from cvmfs_sync.catalogue import catalogue_entry
 from cvmfs_sync.context import Context
-from cvmfs_sync.errors import ImageError
+from cvmfs_sync.errors import BlockedImage, TriedLater
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.imagelist import ImageList, Wish
 from cvmfs_sync.inventory import (
@@ -40,6 +41,7 @@ __all__ = [
     "fair_order",
     "plan",
     "remember",
+    "wish_key",
 ]
 
 
@@ -99,42 +101,54 @@ class Plan:
         return sum(isinstance(step, Failed) for step in self.steps)
 
 
-def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) -> Plan:
+def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = (), *, retry: bool = False) -> Plan:
     """Decide what has to be done.
 
     Args:
         context: Nothing in it is changed but the memory of what names meant.
         wishes: A valid list.
-        only: Names to restrict the cycle to.
+        only: Names to restrict the cycle to; these are tried whenever they have failed.
+        retry: Whether all that has failed is tried, whatever its time.
 
     Raises:
         UsageError: A name of `only` is not in the list, or not among the tags that it selects.
         ListError: Two wishes claim one link.
     """
     found = survey(context, wishes, only)
-    catalogue = read_catalogue(context.repository, context.recipe.layout)
-    decisions = [_decide(context, wishes, catalogue, target, found) for target in found.targets]
-    resolved = ask_each(decisions, lambda each: each.target.name, lambda each: _resolve(context, wishes, each))
-    steps: list[Step] = []
-    coming: set[Digest] = set()
-    for step in resolved:
-        if isinstance(step, Publish):
-            target, source, digest = step.target, step.image.source_digest, step.image.digest
-            remember(context, target, source, digest)
-            # Only now is it known which manifest the name means: it may be there already, or be published for another
-            # link of this cycle.
-            there = published(context.repository, context.recipe.layout, target.link)
-            settled = _settle(context, catalogue, target, source, digest, there)
-            if settled is None and digest in coming:
-                settled = Relink(target, source, digest, step.reason, step.image)
-            coming.add(digest)
-            steps.append(settled or step)
-        else:
-            steps.append(step)
-    if stored_catalogue(context.repository) is None:
+    stored = stored_catalogue(context.repository)
+    catalogue = read_catalogue(context.repository, context.recipe.layout) if stored is None else stored
+    eager = retry or bool(only)
+    decisions = [_decide(context, wishes, catalogue, target, found, eager=eager) for target in found.targets]
+    unresolved = [each for each in decisions if isinstance(each, _Unresolved)]
+    resolved = iter(ask_each(unresolved, lambda each: each.target.name, lambda each: _resolve(context, wishes, each)))
+    with context.state.together():
+        steps = _settled(
+            context, catalogue, [next(resolved) if isinstance(each, _Unresolved) else each for each in decisions]
+        )
+    if stored is None:
         # It was lost, and is written anew with the links.
         steps = [Relink(s.target, s.source, s.digest, "catalogue") if isinstance(s, Unchanged) else s for s in steps]
     return Plan(tuple(steps), found)
+
+
+def _settled(context: Context, catalogue: Catalogue, steps: Sequence[Step]) -> list[Step]:
+    """The steps, now that it is known which manifest each name means, and that is remembered."""
+    found: list[Step] = []
+    coming: set[Digest] = set()
+    for step in steps:
+        if not isinstance(step, Publish):
+            found.append(step)
+            continue
+        target, source, digest = step.target, step.image.source_digest, step.image.digest
+        remember(context, target, source, digest)
+        # It may be there already, or be published for another link of this cycle.
+        there = published(context.repository, context.recipe.layout, target.link)
+        settled = _settle(context, catalogue, target, source, digest, there)
+        if settled is None and digest in coming:
+            settled = Relink(target, source, digest, step.reason, step.image)
+        coming.add(digest)
+        found.append(settled or step)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,25 +161,45 @@ class _Unresolved:
 
 
 def _decide(
-    context: Context, wishes: ImageList, catalogue: Catalogue, target: Target | Failed, found: Survey
+    context: Context, wishes: ImageList, catalogue: Catalogue, target: Target | Failed, found: Survey, *, eager: bool
 ) -> Step | _Unresolved:
     """What the repository and our memory say about an answer; asks nobody."""
     if isinstance(target, Failed):
-        return target
+        return (None if eager else _waits(context, target.target, None)) or target
     blocked = wishes.block(target.name)
     if blocked is not None:
         return Failed(target, _refusal(target, blocked))
     answer = found.answers[target.name]
     if not isinstance(answer, Present):
-        return Failed(target, answer.error)
+        return (None if eager else _waits(context, target, None)) or Failed(target, answer.error)
     source = answer.digest
     there = published(context.repository, context.recipe.layout, target.link)
     digest = _known_digest(context, target, source, catalogue.get(target.link), there)
     blocked = wishes.block(target.name, source, digest, _configuration(context, wishes, digest))
     if blocked is not None:
-        return Failed(target, _refusal(target, blocked))
+        return Failed(target, _refusal(target, blocked), source)
     settled = None if digest is None else _settle(context, catalogue, target, source, digest, there)
-    return settled or _Unresolved(target, source, there)
+    waits = _waits(context, target, source) if settled is None and not eager else None
+    return settled or waits or _Unresolved(target, source, there)
+
+
+def _waits(context: Context, target: Target, source: Digest | None) -> Failed | None:
+    """The step for what has failed before if nothing has changed since, and its time has not come."""
+    failure = context.state.failure(target.link)
+    if failure is None or failure.next_try is None or failure.next_try <= context.now():
+        return None
+    if failure.source != (str(source) if source else None) or failure.wish != wish_key(target.wish):
+        return None
+    later = f"{failure.next_try:%Y-%m-%d %H:%M}Z"
+    error = TriedLater(
+        failure.reason, todo=f"it is tried again after {later}; 'cvmfs-sync sync --now {target.name}' tries at once"
+    )
+    return Failed(target, error, source, waits=True)
+
+
+def wish_key(wish: Wish) -> str:
+    """By which an entry of the list is known again, wherever in the list it stands."""
+    return hashlib.sha256(repr(replace(wish, line=0, origin=None)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _configuration(context: Context, wishes: ImageList, digest: Digest | None) -> Digest | None:
@@ -176,8 +210,8 @@ def _configuration(context: Context, wishes: ImageList, digest: Digest | None) -
     return configuration_of(tree) if tree is not None else None
 
 
-def _refusal(target: Target, blocked: Blocked) -> ImageError:
-    return ImageError(
+def _refusal(target: Target, blocked: Blocked) -> BlockedImage:
+    return BlockedImage(
         f"{target} is blocked",
         found=f"line {blocked.line} of the image list: {blocked.reason}",
         todo="ask the operators; they remove the line from 'blocked' when the reason is gone",
@@ -234,15 +268,13 @@ def _known_digest(
     return context.state.recall(str(target.name), platform, source)
 
 
-def _resolve(context: Context, wishes: ImageList, decision: Step | _Unresolved) -> Step:
-    if not isinstance(decision, _Unresolved):
-        return decision
+def _resolve(context: Context, wishes: ImageList, decision: _Unresolved) -> Step:
     target, there = decision.target, decision.there
     try:
         sources = context.urgent_sources if there is None else context.sources
         image = resolve(target.name, decision.source, target.platform, sources)
     except Exception as error:  # noqa: BLE001 - see image_error
-        return Failed(target, image_error(error, target))
+        return Failed(target, image_error(error, target), decision.source)
     blocked = wishes.block(target.name, image.digest, image.config.digest)
     if blocked is not None:
         return Failed(target, _refusal(target, blocked))
@@ -259,7 +291,13 @@ def catalogue_line(
     same = line is not None and line.digest == str(tree.digest)
     at = line.published_at if same and line is not None else context.now().isoformat()
     fresh = catalogue_entry(target.name, source, tree, target.wish, target.platform, at)
-    return replace(fresh, source_digest=line.source_digest) if same and line is not None else fresh
+    if not same or line is None:
+        return fresh
+    # Who asked for it, too: each commit of the list is none.
+    return replace(
+        fresh, source_digest=line.source_digest,
+        list_commit=line.list_commit, requested_by=line.requested_by, requested_at=line.requested_at,
+    )  # fmt: skip
 
 
 def remember(context: Context, target: Target, source: Digest, digest: Digest) -> None:

@@ -8,6 +8,7 @@ repository, so this happens while another image is being published.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class Prepared:
         sketch: See `relative.sketch`.
         size: Bytes of its regular files, several names of one counted once.
         entries: Names in it.
+        seconds: That it took, fetching included.
     """
 
     image: ResolvedImage
@@ -75,6 +77,7 @@ class Prepared:
     size: int
     entries: int
     _resources: ExitStack = field(repr=False)
+    seconds: float = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +129,7 @@ class Preparer:
             ImageError: The image is not what it should be, or could not be fetched.
             NoSpace: It does not fit into the spool.
         """
+        started = time.monotonic()
         with ExitStack() as resources, no_garbage_collection():
             with os_errors("to the indexes in the state directory"):
                 known = {diff_id: self.indexes.get(diff_id) for diff_id in image.config.diff_ids}
@@ -154,6 +158,7 @@ class Preparer:
             coming = Candidate(path, repository_of(image.name), _layer_sizes(image), likeness, "")
             self.shelf.announce(coming, tree_index(tree_id(path), tree, content))
             prepared._resources = resources.pop_all()
+            prepared.seconds = time.monotonic() - started
         return prepared
 
     def choose_again(self, prepared: Prepared, replaces: str | None, *, whole: bool = False) -> None:

@@ -226,7 +226,7 @@ def parse_image(text: str, *, base: Path | None = None) -> ImageName:
     """
     on_disk = text.startswith((_LAYOUT, _ARCHIVE))
     # A path may hold blanks; a registry's name never does.
-    blanks = not on_disk and any(c.isspace() for c in text)
+    blanks = not on_disk and text.split() != [text]
     if not text or text != text.strip() or blanks or not text.isprintable():
         raise _bad(text, "white space or control characters, or nothing", "registry/repository:tag")
     if text.startswith(_LAYOUT):

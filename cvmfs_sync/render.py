@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any
 
 from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.console import document, human_size, print_error, print_table, printable
-from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
+from cvmfs_sync.cycle import RESULTS, CycleReport
+from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.findings import Finding, Mend
 from cvmfs_sync.fsck import FsckReport
 from cvmfs_sync.imagelist import ImageList
@@ -28,6 +29,7 @@ from cvmfs_sync.yamlfile import Problem
 
 __all__ = [
     "collection_document",
+    "error_of",
     "fsck_document",
     "plan_document",
     "print_collection",
@@ -238,7 +240,9 @@ def print_status(root: Path, statuses: Sequence[ImageStatus]) -> None:
             count, since = status.failure.count, _minutes(status.failure.since.isoformat())
             times = "once, at" if count == 1 else f"{count} times since"
             reason = status.failure.reason.removeprefix(f"{status.image}: ")
-            sys.stdout.write(printable(f"{status.image}: failed {times} {since}: {reason}\n"))
+            later = status.failure.next_try
+            again = f"; tried again after {_minutes(later.isoformat())}" if later else ""
+            sys.stdout.write(printable(f"{status.image}: failed {times} {since}{again}: {reason}\n"))
 
 
 def _short(digest: str | None) -> str:
@@ -305,33 +309,44 @@ def report_document(report: CycleReport) -> dict[str, Any]:
     }
 
 
-def print_report(report: CycleReport) -> None:
-    """A table of what has changed, a summary, and every failure in full."""
+def print_report(report: Mapping[str, Any]) -> None:
+    """A table of what has changed, a summary, and every failure in full.
+
+    Args:
+        report: From `report_document`, be it that of another process.
+    """
+    images = report["images"]
     rows = [
-        (o.result, str(o.target), _short(str(o.digest) if o.digest else None), _written(o), f"{o.seconds:.1f} s")
-        for o in report.outcomes
-        if o.result != "unchanged"
+        (each["result"], each["image"], _short(each["digest"]), _written(each), f"{each['seconds']:.1f} s")
+        for each in images
+        if each["result"] != "unchanged"
     ]
     if rows:
         print_table(("result", "image", "digest", "written", "time"), rows)
-    counts = Counter(outcome.result for outcome in report.outcomes)
-    for each in report.taken_down:
-        sys.stdout.write(printable(f"taken down: {each.image or each.path}: {each.reason}\n"))
-    if report.recovered:
-        sys.stdout.write(f"{report.recovered}\n")
-    sys.stdout.write(", ".join(f"{counts[result]} {result}" for result in RESULTS) + f", {report.seconds:.1f} s\n")
-    for outcome in report.outcomes:
-        if outcome.error is not None and outcome.error is not report.stopped:
-            print_error(outcome.error)
-    if report.stopped is not None:
-        print_error(report.stopped)
+    counts = Counter(each["result"] for each in images)
+    for each in report["taken_down"]:
+        sys.stdout.write(printable(f"taken down: {each['image'] or each['path']}: {each['reason']}\n"))
+    if report["recovered"]:
+        sys.stdout.write(f"{report['recovered']}\n")
+    sys.stdout.write(", ".join(f"{counts[result]} {result}" for result in RESULTS) + f", {report['seconds']:.1f} s\n")
+    errors = [each["error"] for each in images if each["error"] and each["error"] != report["stopped"]]
+    for error in [*errors, report["stopped"]]:
+        if error is not None:
+            print_error(error_of(error))
 
 
-def _written(outcome: Outcome) -> str:
-    if outcome.result != "published":
+def error_of(told: Mapping[str, Any]) -> CvmfsSyncError:
+    """An error that came as a document, for a person."""
+    return CvmfsSyncError(
+        str(told["what"]), found=told.get("found"), expected=told.get("expected"), todo=told.get("todo")
+    )
+
+
+def _written(image: Mapping[str, Any]) -> str:
+    if image["result"] != "published":
         return "-"
-    how = "whole" if outcome.made_of is None else "difference"
-    return f"{human_size(outcome.written_bytes)} ({how})"
+    how = "whole" if image["made_of"] is None else "difference"
+    return f"{human_size(image['written_bytes'])} ({how})"
 
 
 def status_document(root: Path, status: ImageStatus) -> dict[str, Any]:
@@ -355,6 +370,7 @@ def status_document(root: Path, status: ImageStatus) -> dict[str, Any]:
             "count": failure.count,
             "since": failure.since.isoformat(),
             "last": failure.last.isoformat(),
+            "next_try": failure.next_try.isoformat() if failure.next_try else None,
         },
         "history": [
             {"at": event.at.isoformat(), "event": event.event, "digest": event.digest, "detail": event.detail}

@@ -6,24 +6,28 @@ The only other place that knows adapters is `standalone`, for the commands that 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cvmfs_sync.backlog import Backlog
+from cvmfs_sync.backoff import Backoff
 from cvmfs_sync.collection import Rules
 from cvmfs_sync.config import Config, RegistryOptions, load
 from cvmfs_sync.console import Bars
 from cvmfs_sync.context import Context
+from cvmfs_sync.eventlog import Document, EventLog
 from cvmfs_sync.fetch import Spool
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.index import IndexCache
 from cvmfs_sync.layout import Layout
-from cvmfs_sync.listsource import read_list
-from cvmfs_sync.ports import Repository
+from cvmfs_sync.listsource import Reading, known_list, name_of, read_list
+from cvmfs_sync.ports import Progress, Repository
 from cvmfs_sync.prepare import Recipe
 from cvmfs_sync.registry import (
     ArchiveSource,
@@ -33,12 +37,27 @@ from cvmfs_sync.registry import (
     RegistrySettings,
     RegistrySource,
 )
-from cvmfs_sync.repository import CvmfsRepository, DirectoryRepository
+from cvmfs_sync.repository import CvmfsRepository, DirectoryRepository, TimedRepository
 from cvmfs_sync.resolve import Sources
 from cvmfs_sync.state import State
+from cvmfs_sync.stopping import Stopping
 from cvmfs_sync.tar import Limits
 
-__all__ = ["load_config", "make_context", "make_recipe", "make_repository", "make_rules", "now", "read_wishes"]
+__all__ = [
+    "known_wishes",
+    "load_config",
+    "make_context",
+    "make_recipe",
+    "make_repository",
+    "make_rules",
+    "note_list",
+    "now",
+    "open_state",
+    "read_reading",
+    "read_wishes",
+]
+
+_LIST = "list"
 
 
 def load_config(path: Path) -> Config:
@@ -52,7 +71,65 @@ def read_wishes(config: Config) -> ImageList:
     Raises:
         ListError: There is no valid one.
     """
+    return read_reading(config).wishes
+
+
+def read_reading(config: Config) -> Reading:
+    """The image list in force, with why that is not the present one if it is not.
+
+    Raises:
+        ListError: There is no valid one.
+    """
     return read_list(config.image_list, config.state_dir, today=now().date())
+
+
+def known_wishes(config: Config, state: State) -> tuple[ImageList, Mapping[str, str | None]]:
+    """The image list in force as this machine knows it, and what is known of it; nobody is asked.
+
+    Raises:
+        ListError: There is no valid one.
+    """
+    reading = known_list(config.image_list, config.state_dir, today=now().date())
+    noted = state.noted(_LIST)
+    about: dict[str, str | None] = json.loads(noted) if noted else {}
+    source = name_of(config.image_list)
+    if about.get("source") != source:
+        about = {}
+    refused = str(reading.refused) if reading.refused else None
+    if isinstance(config.image_list, Path):
+        # It has just been read: what was noted may be older.
+        about = {**about, "refused": refused, "since": about.get("since") if refused else None}
+    return reading.wishes, {
+        "source": source,
+        "commit": reading.wishes.commit,
+        "read_at": about.get("read_at"),
+        "refused": about.get("refused"),
+        "since": about.get("since"),
+    }
+
+
+def open_state(config: Config, told: Callable[[Document], object] = lambda _document: None) -> State:
+    """The state database, for those who alone work with it; its events are logged.
+
+    Raises:
+        RepositoryError: It can't be used.
+    """
+    state = State(config.state_dir)
+    EventLog(config.state_dir, told=told).follow(state)
+    return state
+
+
+def note_list(config: Config, state: State, refused: Exception | None, at: datetime) -> None:
+    """Remember, for `known_wishes`, that the list was read, and whether it is in force."""
+    noted = state.noted(_LIST)
+    before = json.loads(noted) if noted else {}
+    source, reason = name_of(config.image_list), str(refused) if refused else None
+    same = before.get("source") == source and before.get("refused") is not None
+    since = None if refused is None else before["since"] if same else at.isoformat()
+    note = {"source": source, "read_at": at.isoformat(), "refused": reason, "since": since}
+    state.note(_LIST, json.dumps(note))
+    if reason is not None and (reason != before.get("refused") or not same):
+        state.record("", source, "list_refused", None, reason, at)
 
 
 def make_recipe(config: Config) -> Recipe:
@@ -73,7 +150,7 @@ def make_rules(config: Config) -> Rules:
     return Rules(retire.grace_period, retire.batch, retire.max_fraction, retire.repository_gc)
 
 
-def make_repository(config: Config) -> Repository:
+def make_repository(config: Config, stopping: Stopping | None = None) -> Repository:
     """Where images are published."""
     options = config.repository
     if options.backend == "cvmfs":
@@ -84,22 +161,41 @@ def make_repository(config: Config) -> Repository:
             root=options.root,
             spool=options.spool,
             wait=options.wait,
+            finishing=(stopping or Stopping()).finishing,
         )
     return DirectoryRepository(options.root, wait=options.wait)
 
 
 @contextmanager
-def make_context(config: Config, state: State | None = None, memory: RegistryMemory | None = None) -> Iterator[Context]:
+def make_context(
+    config: Config,
+    state: State | None = None,
+    memory: RegistryMemory | None = None,
+    *,
+    clock: Callable[[], datetime] | None = None,
+    stopping: Stopping | None = None,
+    telling: Callable[[Progress], Progress] = lambda progress: progress,
+    backlog: Backlog | None = None,
+    held: Callable[[float, bool], object] = lambda _seconds, _published: None,
+    told: Callable[[Document], object] = lambda _document: None,
+) -> Iterator[Context]:
     """All that a cycle works with.
 
     Args:
         config: From `load_config`.
         state: The state database if None; closed with the rest.
         memory: What outlives the cycle of what is learnt about registries; nothing if None.
+        clock: The time, UTC; this machine's if None.
+        stopping: What a publish in its last phase is told to.
+        telling: Wraps what is told of progress.
+        backlog: What waits to be published, for whoever watches; one of its own if None.
+        held: See `TimedRepository`.
+        told: Of each event, with a state database of its own only; see `EventLog`.
     """
+    schedule = config.schedule.sync
     settings = {host: _settings(options) for host, options in config.registries.items()}
     with ExitStack() as stack:
-        state = stack.enter_context(state or State(config.state_dir))
+        state = stack.enter_context(state or open_state(config, told))
         registry = RegistrySource(settings, default=_settings(RegistryOptions()), memory=memory)
         stack.callback(registry.close)
         recipe = make_recipe(config)
@@ -110,9 +206,11 @@ def make_context(config: Config, state: State | None = None, memory: RegistryMem
         bars = stack.enter_context(Bars())
         sources = Sources(registry, LayoutSource(), archive, engine)
         yield Context(
-            make_repository(config), sources, recipe, state, Spool(config.spool_dir, config.spool_limit),
-            IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"), now,
-            replace(sources, registry=registry.urgent()), bars,
+            TimedRepository(make_repository(config, stopping), held), sources, recipe, state,
+            Spool(config.spool_dir, config.spool_limit),
+            IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"),
+            clock or now, replace(sources, registry=registry.urgent()), telling(bars),
+            Backoff(schedule) if isinstance(schedule, timedelta) else Backoff(), backlog or Backlog(),
         )  # fmt: skip
 
 

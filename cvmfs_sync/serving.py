@@ -1,106 +1,416 @@
-"""The daemon put together: what one cycle of `run` does with a configuration, its list and its metrics.
+"""The daemon put together: what `run` does with a configuration, its list, and those who ask it for something.
 
-A `Config` goes in; cycles happen until a signal handler raises. When they happen is `daemon`'s business.
+A way to load the configuration goes in; cycles happen until a signal handler raises. When they happen is `daemon`'s
+business, what a cycle does `cycle`'s. Whatever goes wrong in one of them is logged and counted, and the next one comes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
+import signal
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+from wsgiref.types import WSGIApplication
 
+from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.collection import collect
 from cvmfs_sync.config import Config
-from cvmfs_sync.cycle import RESULTS, sync
-from cvmfs_sync.daemon import Job, run_daemon
-from cvmfs_sync.errors import CvmfsSyncError, RepositoryError
+from cvmfs_sync.console import document
+from cvmfs_sync.context import Context
+from cvmfs_sync.control import Request, Server
+from cvmfs_sync.cycle import RESULTS, CycleReport, PublishNow, sync
+from cvmfs_sync.daemon import Agenda, Job
+from cvmfs_sync.endpoint import Endpoint
+from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError, UsageError
+from cvmfs_sync.eventlog import Document
+from cvmfs_sync.health import Health, page, readable
+from cvmfs_sync.heartbeat import Heartbeat, Telling
+from cvmfs_sync.hooks import Hooks
 from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.listsource import name_of, read_list
 from cvmfs_sync.locking import instance
 from cvmfs_sync.metrics import Metrics
+from cvmfs_sync.notify import Notifier, watchdog_seconds
+from cvmfs_sync.reference import ImageName, parse_image
 from cvmfs_sync.registry import RegistryMemory
-from cvmfs_sync.service import make_context, make_rules, now, read_wishes
+from cvmfs_sync.service import make_context, make_rules, note_list, now, open_state
+from cvmfs_sync.stopping import Stopping
+from cvmfs_sync.units import Crontab
 
-__all__ = ["serve"]
+__all__ = ["Daemon"]
 
 log = logging.getLogger(__name__)
+_MAX_NAMES = 1000
+_HOOK_SECONDS = 2.0
+# What everything that was published and remembered stands on; a daemon that changed it on its way would leave both.
+_FIXED = ("repository.backend", "repository.name", "repository.root", "repository.spool", "layout", "state_dir",
+          "metrics.listen")  # fmt: skip
 
 
-def serve(config: Config) -> None:
-    """Be the daemon: a cycle whenever the schedule says, until an exception from a signal handler."""
-    metrics = Metrics()
-    memory = RegistryMemory()
-    metrics.watch_registries(memory.requests, memory.rate_limits)
-    listen = config.metrics.listen
-    with instance(config.state_dir):
-        if listen is not None:
-            metrics.serve(listen.host, listen.port)
-            log.info("serving metrics on %s", listen)
-        last_good: list[ImageList] = []
-        run_daemon(
-            Job("cycle", config.schedule.sync, lambda: _daemon_cycle(config, metrics, memory, last_good), at_once=True),
-            Job("gc", config.schedule.gc, lambda: _daemon_collection(config, metrics, memory, last_good)),
+class Daemon:
+    """One daemon: its jobs, each of which can be called by itself, and `run`, which calls them by the schedule.
+
+    Args:
+        load: Reads the configuration; called again for each reload.
+        report: Makes a document of a cycle's report, for whoever has asked for it.
+        stopping: How it ends.
+        notifier: Whom to tell how it is.
+        clock: The time, UTC.
+
+    Attributes:
+        wishes: The list in force; None before there was a valid one.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        report: Callable[[CycleReport], Mapping[str, Any]],
+        *,
+        stopping: Stopping | None = None,
+        notifier: Notifier | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self.config = load()
+        self.metrics = Metrics()
+        self.heartbeat = Heartbeat()
+        self.wishes: ImageList | None = None
+        self.agenda = Agenda(
+            self._jobs(), jitter=self.config.schedule.jitter, urgent=self._urgent, idle=lambda: self._doing("")
+        )
+        self._load = load
+        self._report = report
+        self._clock = clock
+        self._memory = RegistryMemory()
+        self._stopping = stopping or Stopping()
+        self._stopping.within = self.config.stop_within
+        self._notifier = notifier or Notifier(None)
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._parked: list[Request] = []
+        self._reloads: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._retry = False
+        self._backlog = Backlog()
+        self._hooks = Hooks(self.config.hooks)
+        self._last_cycle = "there was none yet"
+        self.metrics.watch_registries(self._memory.requests, self._memory.rate_limits)
+        self.metrics.watch_backlog(self._backlog.waiting, clock)
+        self.metrics.watch_hooks(lambda: self._hooks.counts)
+        self.metrics.watch_spool(lambda: self.config.spool_dir)
+
+    def run(self, environment: Mapping[str, str] = os.environ) -> NoReturn:
+        """Work until an exception from a signal handler.
+
+        Raises:
+            RepositoryBusy: Another cvmfs-sync works with the state directory.
+            UsageError: Metrics can't be served.
+        """
+        listen = self.config.metrics.listen
+        with instance(self.config.state_dir):
+            # Its usual effect is to end a process.
+            signal.signal(signal.SIGHUP, lambda *_: self._reloads.put(None))
+            server = Server(self.config.state_dir, self.submit)
+            try:
+                if listen is not None:
+                    Endpoint(listen.host, listen.port, self._pages())
+                    log.info("serving metrics on %s", listen)
+                server.start()
+                threading.Thread(target=self._reload_on_demand, name="reload", daemon=True).start()
+                seconds = watchdog_seconds(environment)
+                if seconds is not None:
+                    self._notifier.watch(seconds, self.heartbeat.alive)
+                self._notifier.ready()
+                self.agenda.run()
+            finally:
+                self._notifier.stopping()
+                server.close()
+                self._hooks.close(_HOOK_SECONDS)
+
+    def cycle(self) -> None:
+        """One cycle over the list as it is now.
+
+        A list that is broken or not there keeps the last good one in force.
+        """
+        retry, self._retry = self._retry, False
+        self._cycle(retry=retry)
+
+    def _cycle(self, *, retry: bool) -> CycleReport | CvmfsSyncError | None:
+        """One cycle; its report, or why there is none."""
+        with self._busy("a cycle"):
+            refused = self._read_list()
+            if self.wishes is None:
+                self._cycle_failed("list_invalid")
+                return refused
+            try:
+                with self._context() as context:
+                    report = sync(context, self.wishes, retry=retry, gap=self)
+                    self._stored(context)
+            except CvmfsSyncError as error:
+                log.error("the cycle ended: %s", error)
+                kind = "stopped" if isinstance(error, RepositoryError) else "list_invalid"
+                self._cycle_failed(kind)
+                return error
+            except Exception:
+                # A defect of ours that one cycle meets: the transaction has been aborted, and the next may not meet it.
+                log.exception("the cycle ended by a defect of cvmfs-sync; please report this")
+                self._cycle_failed("stopped")
+                return None
+            self.metrics.cycle_ended(report, self._clock())
+            self._last_cycle = "ok" if report.stopped is None else "it was stopped"
+            counts = Counter(outcome.result for outcome in report.outcomes)
+            log.info(
+                "cycle %s seconds=%.1f exit_code=%d",
+                " ".join(f"{result}={counts[result]}" for result in RESULTS), report.seconds, report.exit_code,
+            )  # fmt: skip
+            if report.stopped is not None:
+                log.error("the cycle was stopped: %s", report.stopped)
+            return report
+
+    def collection(self) -> None:
+        """One garbage collection; by a list of now, in which what was due may be wished for again."""
+        with self._busy("a garbage collection"):
+            self._read_list()
+            if self.wishes is None:
+                log.warning("no garbage collection: there has been no valid image list yet")
+                self.metrics.collection_failed("list_invalid", self._clock())
+                return
+            try:
+                with self._context() as context:
+                    report = collect(context, self.wishes, make_rules(self.config))
+                    self._stored(context)
+            except CvmfsSyncError as error:
+                log.error("the garbage collection ended: %s", error)
+                kind = "stopped" if isinstance(error, RepositoryError) else "list_invalid"
+                self.metrics.collection_failed(kind, self._clock())
+                return
+            except Exception:
+                log.exception("the garbage collection ended by a defect of cvmfs-sync; please report this")
+                self.metrics.collection_failed("stopped", self._clock())
+                return
+            self.metrics.collection_ended(report, self._clock())
+            if report.plan.refused is not None:
+                log.error("nothing is retired: %s", report.plan.refused)
+            if report.stopped is not None:
+                log.error("the garbage collection was stopped: %s", report.stopped)
+
+    def read_list(self) -> None:
+        """Read the list by itself; one that asks for something else than before begins a cycle."""
+        with self._busy("reading the image list"):
+            before = self.wishes
+            self._read_list()
+            new = self.wishes
+            if new is not None and (before is None or (new.wishes, new.blocked) != (before.wishes, before.blocked)):
+                log.info("the image list has changed")
+                self.agenda.ring("cycle")
+
+    def _read_list(self) -> ListError | None:
+        """Bring the list in force up to date, or note that it can't be; why it is not in force."""
+        config, at = self.config, self._clock()
+        refused: ListError | None
+        try:
+            reading = read_list(config.image_list, config.state_dir, today=at.date(), lenient=True)
+            self.wishes, refused = reading.wishes, reading.refused
+        except CvmfsSyncError as error:
+            what = f"{name_of(config.image_list)}: the image list cannot be kept"
+            refused = error if isinstance(error, ListError) else ListError(what, found=str(error))
+            if self.wishes is not None:
+                self.wishes = replace(self.wishes, stale=True)
+        self.metrics.list_read(at, valid=refused is None)
+        if refused is not None:
+            what = "the last good one stays" if self.wishes is not None else "waiting"
+            log.error("the image list is not valid, %s: %s", what, refused)
+        try:
+            with open_state(config, self._tell) as state:
+                note_list(config, state, refused, at)
+        except RepositoryError as error:
+            log.error("what became of the image list is not remembered: %s", error)
+        return refused
+
+    def submit(self, request: Request) -> None:
+        """Take a request from the control socket; from any thread."""
+        self._requests.put(request)
+        self.agenda.wake()
+
+    def wanted(self) -> bool:
+        """See `cycle.Gap`."""
+        self._stopping.check()
+        return not self._requests.empty()
+
+    def serve(self, publish: PublishNow) -> None:
+        """See `cycle.Gap`. Who asks for a whole cycle waits until this one ends."""
+        while not self._requests.empty():
+            request = self._requests.get()
+            if request.content.get("sync") == []:
+                self._parked.append(request)
+                self.agenda.wake()
+            else:
+                self._answer(request, publish)
+
+    def reload(self) -> None:
+        """Read the configuration again: all of it holds from the next job on, or nothing of it if anything is wrong.
+
+        Whatever it is, the list is read and what has failed is tried again: that is what an operator wants who asks.
+        """
+        self._notifier.reloading()
+        try:
+            fresh = self._load()
+            self._require_changeable(fresh)
+        except CvmfsSyncError as error:
+            log.error("the new configuration is refused, the old one stays in force: %s", error)
+            self.metrics.config_read(valid=False)
+        else:
+            if fresh.hooks != self.config.hooks:
+                self._hooks.stop()
+                self._hooks = Hooks(fresh.hooks, self._hooks.counts)
+            self.config = fresh
+            self._stopping.within = fresh.stop_within
+            self.agenda.reschedule(self._schedules(), fresh.schedule.jitter)
+            self.metrics.config_read(valid=True)
+            log.info("the configuration has been read again")
+        self._retry = True
+        self.agenda.ring("cycle")
+        self._notifier.ready()
+
+    def _jobs(self) -> Sequence[Job]:
+        schedules = self._schedules()
+        return (
+            Job("cycle", schedules["cycle"], self.cycle, at_once=True),
+            Job("gc", schedules["gc"], self.collection),
+            Job("list", schedules["list"], self.read_list),
         )
 
+    def _schedules(self) -> Mapping[str, timedelta | Crontab]:
+        schedule = self.config.schedule
+        return {"cycle": schedule.sync, "gc": schedule.gc, "list": schedule.list}
 
-def _daemon_cycle(config: Config, metrics: Metrics, memory: RegistryMemory, last_good: list[ImageList]) -> None:
-    """One cycle of the daemon: whatever goes wrong is logged and counted, and the next one comes.
+    def _urgent(self) -> None:
+        """Serve those who ask between two jobs."""
+        self._stopping.check()
+        while self._parked or not self._requests.empty():
+            request = self._requests.get() if not self._requests.empty() else self._parked.pop(0)
+            with self._busy("what was asked for"):
+                self._answer(request, self._publish)
 
-    A list that is broken or not there keeps the last good one in force.
-    """
-    _read_list(config, metrics, last_good)
-    if not last_good:
-        metrics.cycle_failed("list_invalid", now())
-        return
-    try:
-        with make_context(config, memory=memory) as context:
-            report = sync(context, last_good[0])
-    except CvmfsSyncError as error:
-        log.error("the cycle ended: %s", error)
-        metrics.cycle_failed("stopped" if isinstance(error, RepositoryError) else "list_invalid", now())
-        return
-    except Exception:
-        # A defect of ours that one cycle meets: the transaction has been aborted, and the next cycle may not meet it.
-        log.exception("the cycle ended by a defect of cvmfs-sync; please report this")
-        metrics.cycle_failed("stopped", now())
-        return
-    metrics.cycle_ended(report, now())
-    counts = Counter(outcome.result for outcome in report.outcomes)
-    log.info(
-        "cycle %s seconds=%.1f exit_code=%d",
-        " ".join(f"{result}={counts[result]}" for result in RESULTS), report.seconds, report.exit_code,
-    )  # fmt: skip
-    if report.stopped is not None:
-        log.error("the cycle was stopped: %s", report.stopped)
+    def _publish(self, wishes: ImageList, only: Sequence[ImageName]) -> CycleReport:
+        with self._context() as context:
+            return sync(context, wishes, only)
 
+    def _answer(self, request: Request, publish: PublishNow) -> None:
+        """Do what is asked, and tell what became of it."""
+        if request.gone:
+            return
+        try:
+            request.answer(self._done(request, publish))
+        except CvmfsSyncError as error:
+            request.answer({"exit_code": error.exit_code, "error": document(error)})
+        except Exception as error:
+            log.exception("what was asked for ended by a defect of cvmfs-sync; please report this")
+            request.answer(
+                {"exit_code": 70, "error": {"type": "Exception", "what": f"a defect of cvmfs-sync: {error}"}}
+            )
 
-def _read_list(config: Config, metrics: Metrics, last_good: list[ImageList]) -> None:
-    """Bring the list in force up to date, or note that it can't be."""
-    try:
-        last_good[:] = [read_wishes(config)]
-    except CvmfsSyncError as error:
-        metrics.list_read(valid=False)
-        last_good[:] = [replace(each, stale=True) for each in last_good]
-        log.error("the image list is not valid, %s: %s", "the last good one stays" if last_good else "waiting", error)
-    else:
-        metrics.list_read(valid=True)
+    def _done(self, request: Request, publish: PublishNow) -> Mapping[str, Any]:
+        names = request.content.get("sync")
+        if set(request.content) != {"sync"} or not isinstance(names, list) or len(names) > _MAX_NAMES:
+            raise UsageError('a request is {"sync": [IMAGE, ...]}', expected=f"at most {_MAX_NAMES} images")
+        if not all(isinstance(name, str) for name in names):
+            raise UsageError("an image's name is text")
+        only = [parse_image(name) for name in names]
+        report: CycleReport | CvmfsSyncError | None
+        if only:
+            log.info("asked for now: %s", " ".join(map(str, only)))
+            refused = self._read_list()
+            if self.wishes is None:
+                raise refused or ListError("there has been no valid image list yet")
+            report = publish(self.wishes, only)
+            self.metrics.published(report)
+        else:
+            report = self._cycle(retry=True)
+        if isinstance(report, CvmfsSyncError):
+            raise report
+        if report is None:
+            raise RepositoryError("the cycle ended by a defect of cvmfs-sync", todo="see the daemon's log")
+        return {"exit_code": report.exit_code, "report": self._report(report)}
 
+    def _reload_on_demand(self) -> None:
+        while True:
+            self._reloads.get()
+            try:
+                self.reload()
+            except Exception:
+                log.exception("the reload ended by a defect of cvmfs-sync; please report this")
 
-def _daemon_collection(config: Config, metrics: Metrics, memory: RegistryMemory, last_good: list[ImageList]) -> None:
-    """One garbage collection of the daemon; by a list of now, in which what was due may be wished for again."""
-    _read_list(config, metrics, last_good)
-    if not last_good:
-        log.warning("no garbage collection: there has been no valid image list yet")
-        return
-    try:
-        with make_context(config, memory=memory) as context:
-            report = collect(context, last_good[0], make_rules(config))
-    except CvmfsSyncError as error:
-        log.error("the garbage collection ended: %s", error)
-        return
-    except Exception:
-        log.exception("the garbage collection ended by a defect of cvmfs-sync; please report this")
-        return
-    if report.plan.refused is not None:
-        log.error("nothing is retired: %s", report.plan.refused)
-    if report.stopped is not None:
-        log.error("the garbage collection was stopped: %s", report.stopped)
+    def _pages(self) -> Mapping[str, WSGIApplication]:
+        """What the endpoint shows."""
+
+        def missing() -> bool:
+            return self.config.repository.backend == "directory"
+
+        health = Health(
+            self.heartbeat.look(),
+            {
+                "list": lambda: "ok" if self.wishes is not None else "there was no valid one yet",
+                "repository": readable(lambda: self.config.repository.root, may_be_missing=missing),
+                "cycle": lambda: self._last_cycle,
+            },
+        )
+        return {"/metrics": self.metrics.page(), "/healthz": page(health.alive), "/readyz": page(health.ready)}
+
+    def _cycle_failed(self, result: str) -> None:
+        self.metrics.cycle_failed(result, self._clock())
+        self._last_cycle = "there is no valid list" if result == "list_invalid" else "it was stopped"
+
+    def _tell(self, event: Document) -> None:
+        """Something has happened. A reload may change who is told, in the middle of a job."""
+        self._hooks.tell(event)
+
+    def _stored(self, context: Context) -> None:
+        self.metrics.stored(self.config.state_dir, len(context.state.orphans()))
+
+    def _require_changeable(self, fresh: Config) -> None:
+        """Refuse what only a restart can change.
+
+        Raises:
+            UsageError: With all that is so.
+        """
+        changed = []
+        for key in _FIXED:
+            old: object = self.config
+            new: object = fresh
+            for name in key.split("."):
+                old, new = getattr(old, name), getattr(new, name)
+            if old != new:
+                changed.append(f"{key}: {old} is to become {new}")
+        if changed:
+            raise UsageError(
+                "the new configuration changes what a running daemon cannot change",
+                found="; ".join(changed), todo="restart the daemon, or take that back",
+            )  # fmt: skip
+
+    @contextmanager
+    def _busy(self, what: str) -> Iterator[None]:
+        before = self.heartbeat.doing
+        self._doing(what)
+        try:
+            yield
+        finally:
+            self._doing(before)
+
+    def _doing(self, what: str) -> None:
+        self.heartbeat.doing = what
+        self.heartbeat.beat()
+        self._notifier.status(what or "waiting for the next cycle")
+
+    @contextmanager
+    def _context(self) -> Iterator[Context]:
+        with make_context(
+            self.config, memory=self._memory, clock=self._clock, stopping=self._stopping,
+            telling=lambda progress: Telling(progress, self.heartbeat, self._notifier.status),
+            backlog=self._backlog, held=self.metrics.held, told=self._tell,
+        ) as context:  # fmt: skip
+            yield context

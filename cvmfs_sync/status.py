@@ -7,7 +7,7 @@ filters tags the known tags are those that are published or have failed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cvmfs_sync.errors import InvalidReference
@@ -60,7 +60,9 @@ def image_status(
     catalogue = read_catalogue(repository, layout)
     # Behind a name, in parentheses, may be its platform.
     failing = {re.sub(r" \([^ ()]*\)\Z", "", name) for name in state.failing()}
-    known = {name for name in map(_parsed, [*(line.image for line in catalogue.values()), *failing]) if name}
+    known: dict[str, list[ImageName]] = {}
+    for name in {name for name in map(_parsed, [*(line.image for line in catalogue.values()), *failing]) if name}:
+        known.setdefault(_repository(name), []).append(name)
     statuses: list[ImageStatus] = []
     listed: set[str] = set()
     for wish in wishes.wishes:
@@ -87,14 +89,12 @@ def image_status(
 
 
 def _links(
-    wish: Wish, layout: Layout, known: Collection[ImageName], failing: Collection[str]
+    wish: Wish, layout: Layout, known: Mapping[str, Sequence[ImageName]], failing: Collection[str]
 ) -> Iterator[tuple[ImageName, Platform, str]]:
     """The links of one wish; one that filters tags stands for itself while they can't be listed, or none is known."""
     names: list[ImageName] = [wish.name]
     if wish.tags is not None:
-        chosen = [
-            name for name in known if name.tag and wish.tags.matches(name.tag) and _repository(name) == str(wish.name)
-        ]
+        chosen = [name for name in known.get(str(wish.name), ()) if name.tag and wish.tags.matches(name.tag)]
         names = sorted(chosen, key=str) if chosen and str(wish.name) not in failing else [*names, *chosen]
     for name in names:
         for platform in wish.platforms:

@@ -58,10 +58,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Nothing could be decided, or done; what is published stays."""
+    """Nothing could be decided, or done; what is published stays.
+
+    Attributes:
+        source: What the name means, as far as that is known.
+        waits: Whether it was not tried at all: it has failed before, and its time has not come.
+    """
 
     target: Target
     error: CvmfsSyncError
+    source: Digest | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,9 @@ def survey(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) 
     if only:
         _require_listed(only, current, expired)
         current = [wish for wish in current if any(matches(wish, name) for name in only)]
-    expanded = ask_each(current, lambda wish: wish.name, lambda wish: _targets(context, wish))
+    filtering = [wish for wish in current if wish.tags is not None]
+    listings = iter(ask_each(filtering, lambda wish: wish.name, lambda wish: _targets(context, wish)))
+    expanded = [_targets(context, wish) if wish.tags is None else next(listings) for wish in current]
     targets = _distinct([target for group, _ in expanded for target in group if not only or _asked(target, only)])
     if only:
         _require_selected(only, targets)

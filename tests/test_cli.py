@@ -25,10 +25,12 @@ from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support.site import Site
 
 COMMANDS = {
-    "check": {"--changed-since", "--config", "--json", "--online"},
+    "check": {"--changed-since", "--config", "--format", "--json", "--online"},
     "plan": {"--config", "--json"},
-    "sync": {"--config", "--json"},
+    "sync": {"--config", "--json", "--now", "--patient"},
     "run": {"--config"},
+    "gc": {"--config", "--dry-run", "--force", "--json"},
+    "fsck": {"--config", "--content", "--json", "--repair"},
     "status": {"--config", "--json"},
     "where": {"--config"},
     "import": set(),

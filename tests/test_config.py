@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cvmfs_sync import config
-from cvmfs_sync.config import Config, RegistryOptions, json_schema, load
+from cvmfs_sync.config import Config, GitList, RegistryOptions, json_schema, load
 from cvmfs_sync.errors import ConfigurationError
 from cvmfs_sync.units import Address, Crontab, format_duration, parse_duration, parse_size
 
@@ -122,7 +122,7 @@ def test_relative_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 MISTAKES = {
-    "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, spool_limit, schedule, retire, sandbox, registries, docker_host, metrics, limits; did you mean 'state_dir'?"),
+    "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, spool_limit, schedule, stop_within, retire, sandbox, registries, docker_host, hooks, metrics, limits; did you mean 'state_dir'?"),
     "unknown option": ("registries:\n  ghcr.io:\n    insecur: true", "c.yaml:3: registries.ghcr.io.insecur: unknown key; expected one of insecure, requests_per_second, concurrency, credentials, ca_file, mirrors, ratelimit_floor, foreign_layers; did you mean 'insecure'?"),
     "no host": ("registries: {foo: {}}", "c.yaml:1: registries.foo: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),
     "a path for a host": ("registries: {ghcr.io/org: {}}", "c.yaml:1: registries.ghcr.io/org: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),
@@ -166,6 +166,50 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
     assert mistakes(tmp_path, text + "\n") == [message]
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({}, "'git' is a repository"),
+        ({"git": ""}, "'git' is a repository"),
+        ({"git": "--upload-pack=touch x"}, "'git' is a repository"),
+        ({"git": "ext::sh -c id"}, "'git' is a repository"),
+        ({"git": "ext::id"}, "'git' is a repository"),
+        ({"git": 7}, "'git' is a repository"),
+        ({"git": "https://x/y z"}, "'git' is a repository"),
+        ({"git": "x", "branch": "-f"}, "'branch' is the name"),
+        ({"git": "x", "branch": "a..b"}, "'branch' is the name"),
+        ({"git": "x", "branch": "a:b"}, "'branch' is the name"),
+        ({"git": "x", "branch": "a b"}, "'branch' is the name"),
+        ({"git": "x", "branch": "a/"}, "'branch' is the name"),
+        ({"git": "x", "branch": None}, "'branch' is the name"),
+        ({"git": "x", "path": "../x"}, "'path' is that of a file"),
+        ({"git": "x", "path": "/x"}, "'path' is that of a file"),
+        ({"git": "x", "path": ""}, "'path' is that of a file"),
+        ({"git": "x", "path": "a:b"}, "'path' is that of a file"),
+        ({"git": "x", "brnch": "main"}, "did you mean 'branch'?"),
+    ],
+)
+def test_bad_git_lists(tmp_path: Path, source: object, words: str) -> None:
+    """What git could take for an option, a program or another file is refused, with the line."""
+    (line,) = mistakes(tmp_path, json.dumps({"image_list": source}))
+    assert line.startswith("c.yaml:1: image_list: ")
+    assert words in line
+
+
+def test_a_list_in_git(tmp_path: Path) -> None:
+    """A URL or ssh's short form stays as it is; a path starts from the configuration; variables can set it."""
+    for git, meant in (
+        ("https://git.example.org/x.git", "https://git.example.org/x.git"),
+        ("git@git.example.org:org/x.git", "git@git.example.org:org/x.git"),
+        ("../x.git", str(tmp_path / "../x.git")),
+        ("/srv/x.git", "/srv/x.git"),
+    ):
+        write(tmp_path, json.dumps({"image_list": {"git": git}}))
+        assert load(tmp_path / "c.yaml", {}).image_list == GitList(meant, "main", "image-list.yaml")
+    found = load(tmp_path / "c.yaml", {"CVMFS_SYNC_IMAGE_LIST": "{git: /x, branch: release/1.0, path: a/b.yaml}"})
+    assert found.image_list == GitList("/x", "release/1.0", "a/b.yaml")
+
+
 @pytest.mark.parametrize("point", ["/", "", "/a/", "//a", "/a/../b", "/a/./b", "/..", "a", 3, "/a\n"])
 def test_bad_bind_points(tmp_path: Path, point: object) -> None:
     """A bind point that could be read in two ways is refused."""
@@ -184,7 +228,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ),
         "c.yaml:1: layout: expected 'unpacked' or 'osg', found the text 'flat'",
         "c.yaml:2: retire.batch: must be at least 1, found the number 0",
-        "c.yaml:3: metrics.port: unknown key; expected one of listen",
+        "c.yaml:3: metrics.port: unknown key; expected one of listen, textfile",
         "CVMFS_SYNC_STATEDIR: no setting has this name; did you mean 'CVMFS_SYNC_STATE_DIR'?",
     ]
 

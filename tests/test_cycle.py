@@ -408,7 +408,7 @@ def test_a_published_image_outlives_its_registry(plain: Site, registry: Scriptab
     for status in (404, 401, 500):
         registry.heal()
         registry.fail("/org/tool/", status=status, headers={"Retry-After": "0"})
-        assert plain.sync(rc=1) == {tool: "failed"}
+        assert plain.sync(tool, rc=1) == {tool: "failed"}
     assert (plain.root / tool / "a").read_text() == "1"
     (status,) = plain.run("status", "--json").json["images"]
     assert (status["state"], status["failure"]["count"]) == ("failed", 3)

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 import typer.main
@@ -102,10 +102,10 @@ def links() -> list[tuple[Path, str]]:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings; a mapping's key is `<host>`."""
+    """Dotted names of all settings; a mapping's key is `<host>`, and a list is one setting."""
     for name, field in model.model_fields.items():
         inner = model_at(field.annotation, ())
-        keyed = None if inner else model_at(field.annotation, ("key",))
+        keyed = None if inner or get_origin(field.annotation) is tuple else model_at(field.annotation, ("key",))
         if inner is not None:
             yield from leaves(inner, f"{prefix}{name}.")
         elif keyed is not None:

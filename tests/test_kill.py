@@ -205,6 +205,10 @@ def test_a_job_killed_at_any_step_is_finished_by_the_next(worlds: list[World], j
         world.restore()
         killed = job.run(world, kill_at=step)
         try:
+            if killed.rc == 0 and len(killed.steps) < step:
+                # Threads take turns: a run may have a few steps fewer than the one that was counted.
+                world.check_finished(job.wanted, job.others)
+                return
             assert killed.rc == -9, killed
             after_a_kill(world, job)
             seen[step] = all(world.digest_at(tag) == image.digest for tag, image in job.wanted.items())

@@ -1,7 +1,8 @@
-"""Image lists from files and URLs."""
+"""Image lists from files, URLs and git repositories."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from cvmfs_sync.config import GitList
 from cvmfs_sync.errors import ListError
-from cvmfs_sync.listsource import read_list
+from cvmfs_sync.gitlist import fetch_file
+from cvmfs_sync.imagelist import Origin
+from cvmfs_sync.listsource import ListSource, known_list, read_list
+from tests.support.commands import require, run
 
 TODAY = date(2026, 11, 20)
 GOOD = b"version: 1\nimages: [docker.io/library/debian:12]\n"
@@ -71,8 +76,10 @@ def server() -> Iterator[_Server]:
         yield running
 
 
-def _names(source: Path | str, state: Path) -> list[str]:
-    return [str(wish) for wish in read_list(source, state, today=TODAY).wishes]
+def _names(source: ListSource, state: Path, *, lenient: bool = False) -> list[str]:
+    reading = read_list(source, state, today=TODAY, lenient=lenient)
+    assert reading.wishes.stale == (reading.refused is not None)
+    return [str(wish) for wish in reading.wishes.wishes]
 
 
 def test_a_file_is_read_and_its_relative_layouts_start_beside_it(tmp_path: Path) -> None:
@@ -150,3 +157,148 @@ def test_a_secret_in_the_url_is_not_shown(tmp_path: Path, server: _Server, caplo
         _names("http://user:pl4nted@127.0.0.1:1/image-list.yaml?token=pl4nted", tmp_path / "empty")
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert "pl4nted" not in caplog.text + str(caught.value) + kept.decode()
+
+
+def test_a_file_has_a_copy_for_whoever_goes_on_without_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon keeps the last good list of a file that breaks or goes, across restarts; a good one ends that."""
+    path, state = tmp_path / "image-list.yaml", tmp_path / "state"
+    path.write_bytes(GOOD)
+    assert _names(path, state, lenient=True) == ["docker.io/library/debian:12"]
+    for broken in (b"version: 1\nimages: [NO]\n", b"", None):
+        path.write_bytes(broken) if broken is not None else path.unlink()
+        caplog.clear()
+        assert _names(path, state, lenient=True) == ["docker.io/library/debian:12"]
+        assert str(path) in caplog.text
+    path.write_bytes(OTHER)
+    assert _names(path, state, lenient=True) == ["docker.io/library/debian:13"]
+
+
+class _Repository:
+    """A git repository of a list, as users have it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        run("git", "init", "--quiet", "--initial-branch=main", home)
+
+    def commit(self, text: bytes | None, author: str = "Ann Other", path: str = "image-list.yaml") -> str:
+        """Commit the list, or its end; the commit."""
+        file = self.home / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text) if text is not None else file.unlink()
+        run("git", "-C", self.home, "add", "-A")
+        identity = ["-c", f"user.name={author}", "-c", "user.email=nobody@example.org"]
+        run("git", "-C", self.home, *identity, "commit", "--quiet", "--allow-empty", "-m", "list")
+        return run("git", "-C", self.home, "rev-parse", "HEAD").strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Repository:
+    """A repository without commits, and a git that knows nobody's settings."""
+    require("git")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    return _Repository(tmp_path / "repository")
+
+
+def test_a_list_from_git_knows_its_commit_and_who_asked(tmp_path: Path, repository: _Repository) -> None:
+    """The branch's latest commit is read, and each entry tells who changed its line last."""
+    source, state = GitList(str(repository.home)), tmp_path / "state"
+    repository.commit(b"version: 1\nimages:\n- docker.io/library/debian:12\n", "Ann Other")
+    both = b"version: 1\nimages:\n- docker.io/library/debian:12\n- docker.io/library/debian:13\n"
+    second = repository.commit(both, "Bea Sides")
+    for read in (read_list, read_list, known_list):
+        wishes = read(source, state, today=TODAY).wishes
+        assert wishes.commit == second
+        origins = [wish.origin for wish in wishes.wishes if wish.origin]
+        assert [(origin.commit, origin.author) for origin in origins] == [(second, "Ann Other"), (second, "Bea Sides")]
+        assert all(origin.at and origin.at.endswith("+00:00") for origin in origins)
+    third = repository.commit(OTHER, "Cyd Note")
+    assert read_list(source, state, today=TODAY).wishes.commit == third
+
+
+def test_history_that_is_not_there_accuses_nobody(
+    tmp_path: Path, repository: _Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line older than the history that was fetched has a commit and no author: blame would name the wrong one."""
+    from cvmfs_sync import gitlist
+
+    monkeypatch.setattr(gitlist, "_DEPTH", 1)
+    repository.commit(GOOD, "Ann Other")
+    latest = repository.commit(GOOD, "Bea Sides")
+    # By a path, git would take all of it.
+    source = GitList(f"file://{repository.home}")
+    (wish,) = read_list(source, tmp_path / "state", today=TODAY).wishes.wishes
+    assert wish.origin == Origin(latest, None, None)
+
+
+@pytest.mark.parametrize("bad", [b"version: 1\nimages: [NO]\n", None, b"x" * (17 << 20)])
+def test_a_bad_commit_keeps_the_last_good_one(tmp_path: Path, repository: _Repository, bad: bytes | None) -> None:
+    """An invalid list, none at all, and one that is no list in size are refused, and the good commit stays in force."""
+    source, state = GitList(str(repository.home)), tmp_path / "state"
+    good = repository.commit(GOOD)
+    read_list(source, state, today=TODAY)
+    repository.commit(bad)
+    for _ in range(2):
+        reading = read_list(source, state, today=TODAY)
+        assert reading.refused is not None
+        assert (reading.wishes.commit, reading.wishes.stale) == (good, True)
+        assert [str(wish) for wish in reading.wishes.wishes] == ["docker.io/library/debian:12"]
+    better = repository.commit(OTHER)
+    assert read_list(source, state, today=TODAY).wishes.commit == better
+
+
+def test_a_repository_that_is_gone_or_a_copy_that_is_damaged(tmp_path: Path, repository: _Repository) -> None:
+    """The last good list stays while git fails; a damaged copy of the repository is made anew."""
+    source, state = GitList(str(repository.home)), tmp_path / "state"
+    repository.commit(GOOD)
+    read_list(source, state, today=TODAY)
+    away = repository.home.rename(tmp_path / "away")
+    assert _names(source, state) == ["docker.io/library/debian:12"]
+    away.rename(repository.home)
+    read_list(source, state, today=TODAY)
+    for path in (state / "image-list.git").rglob("*"):
+        if path.is_file() and path.name != "HEAD":
+            path.chmod(0o600)
+            path.write_bytes(b"rubbish")
+    repository.commit(OTHER)
+    _names(source, state)
+    assert _names(source, state) == ["docker.io/library/debian:13"]
+
+
+def test_nothing_in_the_repository_is_run(tmp_path: Path, repository: _Repository) -> None:
+    """Hooks of the copy, and submodules that name a program, are nobody's way to run something here."""
+    source, state = GitList(str(repository.home)), tmp_path / "state"
+    marker = tmp_path / "ran"
+    modules = f'[submodule "x"]\n\tpath = x\n\turl = ext::sh -c "touch% {marker}"\n'
+    repository.commit(modules.encode(), path=".gitmodules")
+    repository.commit(GOOD)
+    read_list(source, state, today=TODAY)
+    hooks = state / "image-list.git/hooks"
+    assert not hooks.exists()
+    hooks.mkdir()
+    for name in ("reference-transaction", "post-checkout", "pre-auto-gc", "post-merge"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch {marker}\n")
+        (hooks / name).chmod(0o755)
+    repository.commit(OTHER)
+    assert _names(source, state) == ["docker.io/library/debian:13"]
+    assert not marker.exists()
+
+
+def test_git_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    """A server that takes a connection and says nothing costs the limit, with the helpers that git has started."""
+    require("git")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = GitList(f"git://127.0.0.1:{silent.getsockname()[1]}/list.git")
+        with pytest.raises(ListError, match="cannot be fetched") as caught:
+            fetch_file(source, tmp_path / "copy", seconds=1)
+    assert "no end within 1 s" in str(caught.value)
+
+
+def test_a_password_in_the_repositorys_url_is_not_shown(tmp_path: Path) -> None:
+    """It is in no message; git itself asks nobody for one."""
+    require("git")
+    source = GitList("http://user:pl4nted@127.0.0.1:1/list.git")
+    with pytest.raises(ListError) as caught:
+        read_list(source, tmp_path, today=TODAY)
+    assert "pl4nted" not in str(caught.value)
+    assert "http://127.0.0.1:1/list.git main:image-list.yaml" in str(caught.value)

@@ -15,9 +15,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from cvmfs_sync.config import load
-from cvmfs_sync.metrics import Metrics
-from cvmfs_sync.registry import RegistryMemory
-from cvmfs_sync.serving import _daemon_cycle
+from cvmfs_sync.render import report_document
+from cvmfs_sync.serving import Daemon
 from tests.fakes.scriptable_registry import BasicAuth, ScriptableRegistry, TokenAuth, error_document
 from tests.support import file, layer, run_cli
 
@@ -140,10 +139,9 @@ def test_secrets_are_nowhere(site: Site, monkeypatch: pytest.MonkeyPatch, caplog
     with monkeypatch.context() as patch:
         for name, value in site.environment.items():
             patch.setenv(name, value)
-        memory, metrics = RegistryMemory(), Metrics()
-        metrics.watch_registries(memory.requests, memory.rate_limits)
-        _daemon_cycle(load(site.home / "cvmfs-sync.yaml", {}), metrics, memory, [])
-    seen["metrics"] = generate_latest(metrics.registry).decode()
+        daemon = Daemon(lambda: load(site.home / "cvmfs-sync.yaml", {}), report_document)
+        daemon.cycle()
+    seen["metrics"] = generate_latest(daemon.metrics.registry).decode()
     seen["log"] = caplog.text
     for path in (site.home / place for place in ("state", "spool", "published")):
         for file_ in path.rglob("*"):

@@ -67,6 +67,39 @@ def test_failures_are_counted_until_success(home: Path) -> None:
         )
 
 
+def test_when_a_failure_is_tried_again_is_remembered(home: Path) -> None:
+    """Its next try, what it was tried with and for which entry, are those of the latest failure."""
+    with State(home) as state:
+        state.failed(LINK, NAME, "down", temporary=True, at=NOW, next_try=LATER, source=ONE, wish="a")
+    with State(home) as state:
+        assert state.failure(LINK) == Failure(NAME, "down", True, 1, NOW, NOW, LATER, str(ONE), "a")
+        state.failed(LINK, NAME, "gone", temporary=False, at=LATER)
+        assert state.failure(LINK) == Failure(NAME, "gone", False, 2, NOW, LATER)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_older_version_is_taken_over(
+    home: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failures, history and orphans stay, and what is new begins empty; nothing is set aside."""
+    with State(home) as state:
+        state.failed(LINK, NAME, "down", temporary=True, at=NOW)
+        if version == 2:
+            state.mark_orphans({"path": "nobody asks"}, (), NOW, timedelta(days=1))
+    older = [f"ALTER TABLE failures DROP COLUMN {name}" for name in ("next_try", "source", "wish")]
+    older += ["DROP TABLE notes", *(["DROP TABLE orphans"] if version == 1 else []), f"PRAGMA user_version = {version}"]
+    for statement in older:
+        change(home / "state.sqlite", statement)
+    with State(home) as state:
+        assert state.failure(LINK) == Failure(NAME, "down", True, 1, NOW, NOW)
+        assert [event.event for event in state.history(LINK)] == ["failed"]
+        assert list(state.orphans()) == (["path"] if version == 2 else [])
+        state.note("list", "valid")
+        assert state.noted("list") == "valid"
+        assert state.noted("other") is None
+    assert not caplog.messages
+
+
 def test_history_is_kept_latest_first(home: Path) -> None:
     """Events come back as they were, in UTC, the latest first, no more than asked for, only of that link."""
     with State(home) as state:

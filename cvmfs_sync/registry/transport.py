@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -251,7 +252,18 @@ class _Host:
 
 
 class _Session(requests.Session):
-    """Never looks at redirects itself: to prepare the next request, it would read a redirect's body, however long."""
+    """The session of one origin, with the same options for each request.
+
+    Never looks at redirects itself: to prepare the next request, it would read a redirect's body, however long.
+    """
+
+    _environment: Mapping[str, Any] | None = None
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """Proxies and CA bundles as the environment says; looked up once, which takes as long as half a request."""
+        if self._environment is None:
+            self._environment = super().merge_environment_settings(url, proxies, stream, verify, cert)
+        return dict(self._environment)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """None, whatever the answer says."""
