@@ -192,7 +192,7 @@ DOCUMENTS = {
     "version 2": ("images: [a:1]\nversion: 2", "f:2: version: expected 1, the only version there is, found the number 2"),
     "version as text": ("version: '1'\nimages: [a:1]", "f:1: version: expected 1, the only version there is, found the text '1'"),
     "version as truth": ("version: yes\nimages: [a:1]", "f:1: version: expected 1, the only version there is, found true"),
-    "unknown key": ("version: 1\nimages: [a:1]\nimage: b", "f:3: image: unknown key; expected one of version, images; did you mean 'images'?"),
+    "unknown key": ("version: 1\nimages: [a:1]\nimage: b", "f:3: image: unknown key; expected one of version, images, blocked; did you mean 'images'?"),
     "only a list": ("- a:1", "f:1: expected a mapping of keys to values, found a list"),
     "no YAML": ("version: 1\nimages:\n\t- a", "f:3:1: a tab indents here; YAML takes spaces only"),
 }  # fmt: skip
