@@ -34,7 +34,7 @@ from tests.support.site import Site
 
 OWN = ".cvmfs-sync"
 CATALOGUE = f"{OWN}/catalogue.json"
-BIG = "x" * 5000
+BIG = "x" * 4_000_000  # a clone pays
 SYNC = "cvmfs_sync.repository.directory.sync_directory"
 
 
