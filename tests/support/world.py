@@ -218,7 +218,8 @@ class World:
         assert {record["digest"] for record in self.records().values()} == digests
         assert not (self.clients / _OWN / "staging").exists()
         left = {path.name for path in self.state.iterdir()}
-        assert left <= {"lock", "state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "indexes", "image-list"}, left
+        database = {"state.sqlite", "state.sqlite-wal", "state.sqlite-shm"}
+        assert left <= {"lock", *database, "indexes", "image-list", "events.jsonl"}, left
         spool = self.home / "spool"
         assert not spool.exists() or not [path for path in spool.rglob("*") if path.is_file()]
         if self.backend == "cvmfs":
