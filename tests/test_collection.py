@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -427,6 +428,10 @@ def test_links_by_another_layout_keep_their_trees(site: Site, registry: Scriptab
     assert set(site.links()) == {"org/a:1", "org/b:1"}
     assert not set(old.values()) & site.trees(), "they are at another place now"
     assert len([path for path in site.root.glob(".images/??/*") if path.is_dir()]) == 2
+    # Of each image there is one record, and it is about the tree that stays.
+    records = [json.loads(path.read_bytes()) for path in site.root.glob(".cvmfs-sync/images/??/*.json")]
+    assert sorted(record["tree"][:8] for record in records) == [".images/"] * 2
+    assert set(site.sync().values()) == {"unchanged"}
 
 
 def test_a_lost_catalogue_makes_nothing_ours_that_was_not(plain: Site) -> None:
