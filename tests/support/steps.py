@@ -13,6 +13,7 @@ Run as a program, this is that process: JSON requests on stdin, a line each; ans
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
@@ -106,13 +107,13 @@ class Runs:
 def _install(kill_at: int, log: int) -> None:
     """Count steps in this process from now on."""
     write = os.write
-    count = 0
+    numbers = itertools.count(1)  # of several threads, no two get the same one
 
     def step(what: str) -> None:
-        nonlocal count
-        count += 1
-        write(log, f"{what}\n".encode(errors="replace"))
-        if count == kill_at:
+        number = next(numbers)
+        line = what.replace("\n", " ")
+        write(log, f"{line}\n".encode(errors="replace"))
+        if number == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
