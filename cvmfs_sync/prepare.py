@@ -25,7 +25,7 @@ from cvmfs_sync.index import IndexCache, LayerIndex, index_layer
 from cvmfs_sync.layout import Layout
 from cvmfs_sync.ports import Progress, Repository, Traits
 from cvmfs_sync.reference import Digest
-from cvmfs_sync.relative import Candidate, Choice, candidates, nearest, sketch, whole_difference
+from cvmfs_sync.relative import Candidate, Choice, candidates, nearest, sketch, whole_difference, whole_totals
 from cvmfs_sync.resolve import Sources
 from cvmfs_sync.rootfs import os_errors
 from cvmfs_sync.sandbox import GENERATION, furnish
@@ -37,7 +37,7 @@ from cvmfs_sync.tree import Tree, merge, printable
 from cvmfs_sync.treeindex import tree_id, tree_index, without_hard_links
 from cvmfs_sync.writing import SANDBOX
 
-__all__ = ["Prepared", "Preparer", "Recipe", "kept_metadata", "measure"]
+__all__ = ["Prepared", "Preparer", "Recipe", "kept_metadata"]
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,10 @@ class Preparer:
             path = self.recipe.layout.tree(image.digest, GENERATION)
             likeness = sketch(tree, content)
             choice = self._choose(image, path, tree, content, likeness, replaces)
-            prepared = Prepared(image, tree, content, layers, choice, path, likeness, *measure(tree), ExitStack())
+            totals = whole_totals(tree)
+            prepared = Prepared(
+                image, tree, content, layers, choice, path, likeness, totals.bytes, totals.made, ExitStack()
+            )
             hold({image.manifest.layers[number].digest for number in wanted_files(choice.difference)})
             prepared.fetch_wanted()
             coming = Candidate(path, repository_of(image.name), _layer_sizes(image), likeness, "")
@@ -238,19 +241,6 @@ def _layer_sizes(image: ResolvedImage) -> dict[str, int]:
     """Compressed bytes of an image's layers by diff_id."""
     pairs = zip(image.config.diff_ids, image.manifest.layers, strict=True)
     return {str(diff_id): layer.size for diff_id, layer in pairs}
-
-
-def measure(tree: Tree) -> tuple[int, int]:
-    """Bytes of regular files, hard links counted once, and the number of names."""
-    size = entries = 0
-    seen: set[int] = set()
-    for _, inode in tree.walk():
-        entries += 1
-        if inode.entry.kind is Kind.FILE and not (inode.shared and id(inode) in seen):
-            size += inode.entry.size
-            if inode.shared:
-                seen.add(id(inode))
-    return size, entries
 
 
 def _require_short_paths(tree: Tree) -> None:

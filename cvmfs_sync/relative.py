@@ -29,6 +29,7 @@ __all__ = [
     "sketch",
     "smallest",
     "whole_difference",
+    "whole_totals",
 ]
 
 _SKETCH = 64  # hashes: an estimate of likeness within some 6 %
@@ -180,7 +181,7 @@ def nearest(
         costs: Of the repository.
         metadata: What of an entry's metadata comes there.
     """
-    whole = cost(TreeDiff(totals=_totals(new)), None, costs)
+    whole = cost(TreeDiff(totals=whole_totals(new)), None, costs)
     best: Choice | None = None
     for candidate in ranked:
         loaded = load(candidate)
@@ -201,8 +202,8 @@ def whole_difference(new: Tree, content: Content, metadata: Metadatas) -> TreeDi
     return diff(Tree(new.limits), new, old_content=content, new_content=content, metadata=metadata)
 
 
-def _totals(tree: Tree) -> Totals:
-    """What making a tree of nothing costs."""
+def whole_totals(tree: Tree) -> Totals:
+    """What making a tree of nothing costs: all of its names, and its files, of several names once."""
     made = files = size = 0
     seen: set[int] = set()
     for _, inode in tree.walk():

@@ -22,8 +22,8 @@ from cvmfs_sync.findings import Finding, Kind, Mend
 from cvmfs_sync.index import DIGEST_SIZE, IndexCache
 from cvmfs_sync.inventory import Published
 from cvmfs_sync.ports import Progress, Repository
-from cvmfs_sync.prepare import kept_metadata, measure
-from cvmfs_sync.relative import sketch
+from cvmfs_sync.prepare import kept_metadata
+from cvmfs_sync.relative import sketch, whole_totals
 from cvmfs_sync.tar import Limits
 from cvmfs_sync.tree import Inode
 from cvmfs_sync.treeindex import read_tree, tree_id, tree_of
@@ -139,7 +139,8 @@ class TreeChecker:
             return (Discrepancy(b"", "something in it", "a socket", "of a type that a layer can have"),)
         tree, content = tree_of(index, _NO_LIMITS)
         self.files += len(index.digests) // DIGEST_SIZE
-        size, entries = measure(tree)
+        totals = whole_totals(tree)
+        size, entries = totals.bytes, totals.made
         found = tuple(_against_record(published, size, entries, sketch(tree, content)))
         if not found:
             self.indexes.put(index)
