@@ -17,7 +17,7 @@ from enum import Enum
 from itertools import islice
 
 from cvmfs_sync.diff import Content
-from cvmfs_sync.errors import RepositoryUnavailable
+from cvmfs_sync.errors import InvalidImage, RepositoryUnavailable
 from cvmfs_sync.findings import Finding, Kind, Mend
 from cvmfs_sync.index import DIGEST_SIZE, IndexCache
 from cvmfs_sync.inventory import Published
@@ -135,7 +135,7 @@ class TreeChecker:
         root, identity = self.repository.root / published.path, tree_id(published.path)
         try:
             index = read_tree(root, identity, hard_links=self.repository.traits.keeps_hard_links)
-        except KeyError:
+        except InvalidImage:
             return (Discrepancy(b"", "something in it", "a socket", "of a type that a layer can have"),)
         tree, content = tree_of(index, _NO_LIMITS)
         self.files += len(index.digests) // DIGEST_SIZE
