@@ -163,7 +163,8 @@ def test_random_kills(memory_path: Path, backend: str) -> None:
             soak.change_the_list()
             soak.come_to_an_end()
             end = time.monotonic() + SECONDS
-            while time.monotonic() < end:
+            # On a slow machine a few seconds may pass with hardly a kill: then it is the kills that count.
+            while time.monotonic() < end or soak.kills < 3:
                 rounds += 1
                 soak.change_the_list()
                 for _ in range(soak.random.randrange(1, 5)):
@@ -182,4 +183,3 @@ def test_random_kills(memory_path: Path, backend: str) -> None:
                 f"{backend}: seed {seed}, {rounds} rounds, {soak.kills} kills, {soak.reboots} reboots,"
                 f" {soak.operators} transactions of an operator"
             )
-        assert soak.kills >= 3
