@@ -45,6 +45,7 @@ __all__ = [
     "Retire",
     "Sandbox",
     "Schedule",
+    "Web",
     "json_schema",
     "load",
 ]
@@ -368,6 +369,30 @@ class Hook(StrictModel):
         return self
 
 
+def _public_url(value: object) -> str:
+    """Without a final slash."""
+    try:
+        parts = urlsplit(value) if isinstance(value, str) and value.isprintable() and " " not in value else None
+        good = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+        good = good and parts is not None and not (parts.query or parts.fragment or parts.username)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"expected a URL such as https://images.example.org, found {describe(value)}")
+    return str(value).rstrip("/")
+
+
+class Web(StrictModel):
+    """Pages and API for those who ask for images."""
+
+    listen: Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str), _text_schema()] | None = Field(
+        default="127.0.0.1:9180", validate_default=True, description="host:port; null for no pages."
+    )
+    url: Annotated[str, PlainValidator(_public_url), _text_schema(pattern="^https?://")] | None = Field(
+        default=None, description="By which the world reaches the pages, for feeds and links from elsewhere."
+    )
+
+
 class Limits(StrictModel):
     """Largest image that is accepted. A limit that is not given keeps its default, null lifts it."""
 
@@ -437,6 +462,7 @@ class Config(StrictModel):
         default=(), description="Commands and URLs that are told what happens."
     )
     metrics: Metrics = Field(default={}, validate_default=True)
+    web: Web = Field(default={}, validate_default=True)
     limits: Limits = Field(default={}, validate_default=True)
 
     def registry(self, host: str) -> RegistryOptions:
