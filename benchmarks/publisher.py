@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cvmfs_sync.cycle import CycleReport, sync
+from cvmfs_sync.cycle import sync
+from cvmfs_sync.outcome import CycleReport
 from cvmfs_sync.ports import Clone, Costs, Repository, Transaction
 from cvmfs_sync.service import load_config, make_context, read_wishes
 

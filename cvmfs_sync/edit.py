@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cvmfs_sync.diff import Fields, Make, Settle, TreeDiff
+from cvmfs_sync.difference import Fields, Make, Settle, TreeDiff
 from cvmfs_sync.removal import remove_at
 from cvmfs_sync.tar import Entry, Kind, Reader
 from cvmfs_sync.tree import Tree, split

@@ -17,10 +17,10 @@ from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.config import Config
 from cvmfs_sync.context import Context
-from cvmfs_sync.cycle import CycleReport
 from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError
 from cvmfs_sync.hooks import Hooks
 from cvmfs_sync.metrics import Metrics
+from cvmfs_sync.outcome import CycleReport
 from cvmfs_sync.registry import RegistryMemory
 from cvmfs_sync.service import make_context, now
 from cvmfs_sync.textfile import add_to_textfile

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from cvmfs_sync import __version__
 from cvmfs_sync.collection import CollectionReport
-from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
+from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
 from cvmfs_sync.retire import Retirement
 
 __all__ = ["CYCLE_RESULTS", "GC_RESULTS", "HOOK_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
-from cvmfs_sync.diff import Content, Metadata, contents
+from cvmfs_sync.difference import Content, Metadata, contents
 from cvmfs_sync.edit import wanted_files
 from cvmfs_sync.errors import LimitExceeded
 from cvmfs_sync.fetch import fetching, spooled

@@ -21,7 +21,7 @@ from typing import Any
 
 from cvmfs_sync import __version__
 from cvmfs_sync.catalogue import CatalogueFile, LinkWish, catalogue_entry
-from cvmfs_sync.diff import Make
+from cvmfs_sync.difference import Make
 from cvmfs_sync.edit import TreeEditor, wanted_files
 from cvmfs_sync.errors import CloneRefused, InvalidImage, NotAsMeant
 from cvmfs_sync.flatten import layers_ahead

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cvmfs_sync.diff import Content, Metadata, Totals, TreeDiff, diff
+from cvmfs_sync.diff import diff
+from cvmfs_sync.difference import Content, Metadata, Totals, TreeDiff
 from cvmfs_sync.ports import Costs
 from cvmfs_sync.tar import Entry, Kind
 from cvmfs_sync.tree import Tree

@@ -16,11 +16,11 @@ from typing import Any
 
 from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.console import document, human_size, print_error, print_table, printable
-from cvmfs_sync.cycle import RESULTS, CycleReport
 from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.findings import Finding, Mend
 from cvmfs_sync.fsck import FsckReport
 from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.outcome import RESULTS, CycleReport
 from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged
 from cvmfs_sync.retire import Retirement
 from cvmfs_sync.status import ImageStatus

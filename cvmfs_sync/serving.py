@@ -25,7 +25,7 @@ from cvmfs_sync.config import Config
 from cvmfs_sync.console import document
 from cvmfs_sync.context import Context
 from cvmfs_sync.control import Request, Server
-from cvmfs_sync.cycle import RESULTS, CycleReport, PublishNow, sync
+from cvmfs_sync.cycle import sync
 from cvmfs_sync.daemon import Agenda, Job
 from cvmfs_sync.endpoint import Endpoint
 from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError, UsageError
@@ -38,6 +38,7 @@ from cvmfs_sync.listsource import name_of, read_list
 from cvmfs_sync.locking import instance
 from cvmfs_sync.metrics import Metrics
 from cvmfs_sync.notify import Notifier, watchdog_seconds
+from cvmfs_sync.outcome import RESULTS, CycleReport, PublishNow
 from cvmfs_sync.reference import ImageName, parse_image
 from cvmfs_sync.registry import RegistryMemory
 from cvmfs_sync.service import make_context, make_rules, note_list, now, open_state

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from itertools import islice
 
-from cvmfs_sync.diff import Content
+from cvmfs_sync.difference import Content
 from cvmfs_sync.errors import InvalidImage, InvalidReference
 from cvmfs_sync.index import IndexCache, LayerIndex
 from cvmfs_sync.inventory import Published, all_records

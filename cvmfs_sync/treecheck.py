@@ -16,7 +16,7 @@ from datetime import date
 from enum import Enum
 from itertools import islice
 
-from cvmfs_sync.diff import Content
+from cvmfs_sync.difference import Content
 from cvmfs_sync.errors import InvalidImage, RepositoryUnavailable
 from cvmfs_sync.findings import Finding, Kind, Mend
 from cvmfs_sync.index import DIGEST_SIZE, IndexCache

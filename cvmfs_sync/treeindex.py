@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from cvmfs_sync.beneath import open_directory
-from cvmfs_sync.diff import Content, contents
+from cvmfs_sync.difference import Content, contents
 from cvmfs_sync.index import LayerIndex
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Entry, Kind, Limits

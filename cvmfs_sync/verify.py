@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvmfs_sync.beneath import open_directory
-from cvmfs_sync.diff import Content, Metadata
+from cvmfs_sync.difference import Content, Metadata
 from cvmfs_sync.tar import Entry, Kind
 from cvmfs_sync.tree import Inode, Tree, printable
 

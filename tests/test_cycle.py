@@ -522,14 +522,14 @@ def test_an_unexpected_exception_ends_one_image(
     plain: Site, registry: ScriptableRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A defect that one image meets is its failure, asks to be reported, and does not keep the others."""
-    from cvmfs_sync import cycle, plan, survey
+    from cvmfs_sync import cycle, executor, plan, survey
     from cvmfs_sync.imagelist import load
     from cvmfs_sync.service import load_config, make_context
 
     registry.add_image("org/odd", "1", [layer(a="1")])
     registry.add_image("org/good", "1", [layer(a="2")])
     wishes = load(plain.wish(f"{registry.host}/org/odd:1", f"{registry.host}/org/good:1"))
-    for module, stage in ((survey, "source_digest"), (plan, "resolve"), (cycle, "put_image")):
+    for module, stage in ((survey, "source_digest"), (plan, "resolve"), (executor, "put_image")):
         original = getattr(module, stage)
 
         def broken(*args: object, original: object = original, **more: object) -> object:

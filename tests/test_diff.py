@@ -11,16 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import pytest
 from hypothesis import event, given, settings
 
-from cvmfs_sync.diff import (
-    Fields,
-    Metadata,
-    Totals,
-    TreeDiff,
-    apply,
-    contents,
-    diff,
-    exact_metadata,
-)
+from cvmfs_sync.diff import apply, diff
+from cvmfs_sync.difference import Fields, Metadata, Totals, TreeDiff, contents, exact_metadata
 from cvmfs_sync.errors import InvalidImage
 from cvmfs_sync.image import ImageConfig
 from cvmfs_sync.index import LayerIndex, index_layer

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cvmfs_sync import edit
-from cvmfs_sync.diff import Content, TreeDiff, diff
+from cvmfs_sync.diff import diff
+from cvmfs_sync.difference import Content, TreeDiff
 from cvmfs_sync.edit import TreeEditor, wanted_files
 from cvmfs_sync.flatten import flatten
 from cvmfs_sync.repository.cloning import link_tree

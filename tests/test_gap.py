@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_sync.cycle import CycleReport, PublishNow, sync
+from cvmfs_sync.cycle import sync
 from cvmfs_sync.errors import UsageError
+from cvmfs_sync.outcome import CycleReport, PublishNow
 from cvmfs_sync.reference import parse_image
 from cvmfs_sync.service import load_config, make_context, read_wishes
 from tests import support

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client import generate_latest
 
 from cvmfs_sync.collection import CollectionReport
-from cvmfs_sync.cycle import RESULTS, CycleReport, Outcome
 from cvmfs_sync.endpoint import Endpoint
 from cvmfs_sync.errors import ImageError, RepositoryBusy, UsageError
 from cvmfs_sync.imagelist import parse
 from cvmfs_sync.metrics import CYCLE_RESULTS, GC_RESULTS, HOOK_RESULTS, HOWS, KINDS, TRANSACTION_RESULTS, Metrics
+from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
 from cvmfs_sync.reference import Platform
 from cvmfs_sync.registry import REQUEST_RESULTS, RegistryMemory
 from cvmfs_sync.repository import DirectoryRepository, TimedRepository

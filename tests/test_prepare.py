@@ -426,7 +426,7 @@ def test_a_relative_that_never_came_is_replaced_by_another(
     plain: Site, registry: ScriptableRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second image was to be made of the first, which failed while it was written: it is made of what is there."""
-    from cvmfs_sync import cycle
+    from cvmfs_sync import cycle, executor
     from cvmfs_sync.imagelist import load
     from cvmfs_sync.publish import put_image
     from cvmfs_sync.service import load_config, make_context
@@ -443,7 +443,7 @@ def test_a_relative_that_never_came_is_replaced_by_another(
             raise ImageError("it fails")
         return put_image(repository, recipe, prepared, *more)
 
-    monkeypatch.setattr(cycle, "put_image", broken)
+    monkeypatch.setattr(executor, "put_image", broken)
     with make_context(load_config(plain.config)) as context:
         outcomes = {str(each.target): each for each in cycle.sync(context, wishes).outcomes}
     results = {name.rpartition("/")[2]: each.result for name, each in outcomes.items()}

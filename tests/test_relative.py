@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvmfs_sync.diff import Content, Totals, TreeDiff, exact_metadata
+from cvmfs_sync.difference import Content, Totals, TreeDiff, exact_metadata
 from cvmfs_sync.ports import Costs
 from cvmfs_sync.relative import (
     Candidate,

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cvmfs_sync.backoff import Backoff
-from cvmfs_sync.cycle import Outcome, sync
+from cvmfs_sync.cycle import sync
 from cvmfs_sync.errors import RepositoryError
+from cvmfs_sync.outcome import Outcome
 from cvmfs_sync.service import load_config, make_context, read_wishes
 from tests import support
 from tests.fakes.scriptable_registry import ScriptableRegistry

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from cvmfs_sync.diff import Content, contents, diff
+from cvmfs_sync.diff import diff
+from cvmfs_sync.difference import Content, contents
 from cvmfs_sync.errors import InvalidImage
 from cvmfs_sync.flatten import flatten
 from cvmfs_sync.image import ImageConfig

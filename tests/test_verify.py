@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cvmfs_sync import verify as verifying
-from cvmfs_sync.diff import exact_metadata
+from cvmfs_sync.difference import exact_metadata
 from cvmfs_sync.flatten import flatten
 from cvmfs_sync.rootfs import DirectorySink
 from cvmfs_sync.tree import SYNTHETIC, Inode, Tree

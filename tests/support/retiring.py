@@ -12,8 +12,9 @@ from typing import Any
 from cvmfs_sync.collection import CollectionReport, Rules, collect
 from cvmfs_sync.config import Config
 from cvmfs_sync.context import Context
-from cvmfs_sync.cycle import CycleReport, sync
+from cvmfs_sync.cycle import sync
 from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.outcome import CycleReport
 from cvmfs_sync.publish import as_json
 from cvmfs_sync.service import load_config, make_context, make_rules, read_wishes
 from tests.support.site import Site
