@@ -44,6 +44,7 @@ def account(context: Context, outcome: Outcome, *, ends_all: bool) -> None:
             state.failed(
                 target.link, name, str(outcome.error), temporary=temporary, at=now, source=outcome.source,
                 wish=wish_key(target.wish), next_try=later if later > now and not at_once else None,
+                kind=type(outcome.error).__name__,
             )  # fmt: skip
             log.info("failed image=%s reason=%s", name, outcome.error)
         case "published" | "linked":

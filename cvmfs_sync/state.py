@@ -2,131 +2,32 @@
 
 What a name meant when it was last asked, which images failed and why, and what happened to each, in SQLite. The
 repository is the truth: a database that is lost, damaged or of another version costs its history and a few requests,
-never an image, so it is set aside and begun anew. One process uses it at a time; `locking`
-sees to that.
+never an image, so it is set aside and begun anew. One process writes it at a time, to which `locking` sees; others may
+read. How the file is opened, and made of older ones, is `database`'s business.
 """
 
 from __future__ import annotations
 
-import logging
+import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from cvmfs_sync.errors import InvalidReference, NoSpace, RepositoryUnavailable
+from cvmfs_sync.database import copy_of, open_database, open_readonly, usable
+from cvmfs_sync.errors import InvalidReference
 from cvmfs_sync.reference import Digest
+from cvmfs_sync.remembered import Event, Failure, LogLine, NumberedEvent, Orphan
 from cvmfs_sync.rootfs import os_errors
 
-__all__ = ["Event", "Failure", "NumberedEvent", "Orphan", "State"]
+__all__ = ["Event", "Failure", "LogLine", "NumberedEvent", "Orphan", "State"]
 
-log = logging.getLogger(__name__)
-_VERSION = 3
-_SCHEMA = """
-CREATE TABLE seen (
-    name TEXT NOT NULL, platform TEXT NOT NULL, source TEXT NOT NULL, digest TEXT NOT NULL, at TEXT NOT NULL,
-    PRIMARY KEY (name, platform)
-) WITHOUT ROWID;
-CREATE TABLE failures (
-    link TEXT PRIMARY KEY, name TEXT NOT NULL, reason TEXT NOT NULL, temporary INTEGER NOT NULL, count INTEGER NOT NULL,
-    since TEXT NOT NULL, last TEXT NOT NULL, next_try TEXT, source TEXT, wish TEXT
-) WITHOUT ROWID;
-CREATE TABLE events (
-    id INTEGER PRIMARY KEY, at TEXT NOT NULL, link TEXT NOT NULL, name TEXT NOT NULL, event TEXT NOT NULL,
-    digest TEXT, detail TEXT NOT NULL
-);
-CREATE INDEX events_by_link ON events (link, id);
-CREATE TABLE orphans (
-    path TEXT PRIMARY KEY, reason TEXT NOT NULL, since TEXT NOT NULL, seen TEXT NOT NULL, seconds REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE notes (
-    key TEXT PRIMARY KEY, value TEXT NOT NULL
-) WITHOUT ROWID;
-"""
-_COLUMNS = {
-    "seen": ["name", "platform", "source", "digest", "at"],
-    "failures": ["link", "name", "reason", "temporary", "count", "since", "last", "next_try", "source", "wish"],
-    "events": ["id", "at", "link", "name", "event", "digest", "detail"],
-    "orphans": ["path", "reason", "since", "seen", "seconds"],
-    "notes": ["key", "value"],
-}
-_NOTES = _SCHEMA[_SCHEMA.index("CREATE TABLE notes") :]
-_ORPHANS = _SCHEMA[_SCHEMA.index("CREATE TABLE orphans") : _SCHEMA.index("CREATE TABLE notes")]
-_FROM_2 = f"{_NOTES} " + " ".join(f"ALTER TABLE failures ADD COLUMN {name} TEXT;" for name in _COLUMNS["failures"][7:])
-_BEFORE_3 = {**_COLUMNS, "failures": _COLUMNS["failures"][:7], "notes": []}
-# What older versions had, and what makes the present one of it.
-_MIGRATIONS = {1: ({**_BEFORE_3, "orphans": []}, f"{_ORPHANS} {_FROM_2}"), 2: (_BEFORE_3, _FROM_2)}
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An image that failed when it was last tried.
-
-    Attributes:
-        count: Failures in a row.
-        since: First of them, UTC.
-        last: Latest of them, UTC.
-        next_try: When a cycle tries it again, UTC; None for the next one.
-        source: What the name meant then, as far as that was known.
-        wish: By which the list's entry is known again.
-    """
-
-    name: str
-    reason: str
-    temporary: bool
-    count: int
-    since: datetime
-    last: datetime
-    next_try: datetime | None = None
-    source: str | None = None
-    wish: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to a link: `published`, `linked` to a tree that was there, `failed`, `recovered`."""
-
-    at: datetime
-    name: str
-    event: str
-    digest: str | None
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class NumberedEvent:
-    """An event with its place in the history of all links.
-
-    Attributes:
-        number: Later ones have greater numbers.
-        before: What the link led to, if it leads somewhere since this event and did so before.
-    """
-
-    number: int
-    at: datetime
-    link: str
-    name: str
-    event: str
-    digest: str | None
-    detail: str
-    before: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """A link or a tree that nobody asks for any more.
-
-    Attributes:
-        since: When that was first seen, UTC.
-        age: For how long that has been seen to be so. Less than the time since then, if nobody looked for long.
-    """
-
-    reason: str
-    since: datetime
-    age: timedelta
+_LOG_LINES = 200
+_LOG_MESSAGE = 2000
+# What is gone for good leaves its events; nobody reads how it once was made.
+_GONE = ("retired", "taken down")
 
 
 class State:
@@ -144,14 +45,8 @@ class State:
         with os_errors(f"to the state directory {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
         self._together = False
-        with self._usable():
-            try:
-                self._database = self._open()
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError as error:
-                self._set_aside(error)
-                self._database = self._open()
+        self._database = open_database(self.path)
+        self._file = _identity(self.path)
 
     @classmethod
     def snapshot(cls, directory: Path) -> Self:
@@ -159,21 +54,37 @@ class State:
 
         It is empty where there is no database, or none that this user may read.
         """
+        path = directory / "state.sqlite"
+        return cls._of(path, copy_of(path))
+
+    @classmethod
+    def open_readonly(cls, directory: Path) -> Self | None:
+        """The database for another process than the one that writes it; None if there is none, or of another version.
+
+        Nothing can be changed by it. Threads may share it, if none of them closes it while others read; each query sees
+        what was committed before. A database that is set aside, or removed, is read on: see `replaced`.
+
+        Raises:
+            RepositoryUnavailable: It is there and can't be read, or only as another user.
+        """
+        path = directory / "state.sqlite"
+        # Should it be replaced in between, `replaced` says so once too often, never once too seldom.
+        file = _identity(path)
+        database = open_readonly(path)
+        return None if database is None else cls._of(path, database, file)
+
+    @classmethod
+    def _of(cls, path: Path, database: sqlite3.Connection, file: tuple[int, int] | None = None) -> Self:
         state = cls.__new__(cls)
-        state.path = directory / "state.sqlite"
+        state._file = file
+        state.path = path
         state._together = False
-        state._database = sqlite3.connect(":memory:")
-        # Without `immutable`, SQLite would make files beside the database, with the owner of whoever looks.
-        mode = "mode=ro" if Path(f"{state.path}-wal").exists() else "immutable=1"
-        try:
-            with closing(sqlite3.connect(f"{state.path.absolute().as_uri()}?{mode}", uri=True)) as stored:
-                if stored.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
-                    stored.backup(state._database)
-        except (sqlite3.Error, OSError) as error:
-            log.info("no history: %s: %s", state.path, error)
-        if state._database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-            state._database.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+        state._database = database
         return state
+
+    def replaced(self) -> bool:
+        """Whether there is another file now, or none, where this one was opened."""
+        return _identity(self.path) != self._file
 
     def close(self) -> None:
         """Release the file."""
@@ -248,6 +159,7 @@ class State:
         next_try: datetime | None = None,
         source: Digest | None = None,
         wish: str | None = None,
+        kind: str | None = None,
     ) -> None:
         """Count a failure; see `Failure` for what is noted of it."""
         now = at.isoformat()
@@ -255,11 +167,11 @@ class State:
         later = next_try.isoformat() if next_try else None
         with self._writing() as database:
             database.execute(
-                "INSERT INTO failures VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?) ON CONFLICT (link) DO UPDATE SET"
+                "INSERT INTO failures VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (link) DO UPDATE SET"
                 " name = excluded.name, reason = excluded.reason, temporary = excluded.temporary,"
                 " count = count + 1, last = excluded.last, next_try = excluded.next_try, source = excluded.source,"
-                " wish = excluded.wish",
-                (link, name, reason, temporary, now, now, later, str(source) if source else None, wish),
+                " wish = excluded.wish, kind = excluded.kind",
+                (link, name, reason, temporary, now, now, later, str(source) if source else None, wish, kind),
             )
             if first:
                 self._event(database, at, link, name, "failed", None, reason)
@@ -274,15 +186,16 @@ class State:
     def failure(self, link: str) -> Failure | None:
         """Why a link failed when it was last tried; None if it did not."""
         row = self._database.execute(
-            "SELECT name, reason, temporary, count, since, last, next_try, source, wish FROM failures WHERE link = ?",
+            "SELECT name, reason, temporary, count, since, last, next_try, source, wish, kind FROM failures"
+            " WHERE link = ?",
             (link,),
         ).fetchone()
         if row is None:
             return None
-        name, reason, temporary, count, since, last, next_try, source, wish = row
+        name, reason, temporary, count, since, last, next_try, source, wish, kind = row
         return Failure(
             name, reason, bool(temporary), count, datetime.fromisoformat(since), datetime.fromisoformat(last),
-            datetime.fromisoformat(next_try) if next_try else None, source, wish,
+            datetime.fromisoformat(next_try) if next_try else None, source, wish, kind,
         )  # fmt: skip
 
     def failing(self) -> tuple[str, ...]:
@@ -304,6 +217,28 @@ class State:
         """Add an event to the history."""
         with self._writing() as database:
             self._event(database, at, link, name, event, str(digest) if digest else None, detail)
+            if event in _GONE:
+                database.execute("DELETE FROM log_lines WHERE link = ?", (link,))
+
+    def keep_log(self, link: str, lines: Iterable[LogLine]) -> None:
+        """Keep what was logged in the last pass of a link, instead of what was before; of too much, the latest."""
+        latest = list(lines)[-_LOG_LINES:]
+        with self._writing() as database:
+            database.execute("DELETE FROM log_lines WHERE link = ?", (link,))
+            database.executemany(
+                "INSERT INTO log_lines VALUES (?, ?, ?, ?, ?)",
+                [
+                    (link, number, line.at.astimezone(UTC).isoformat(), line.level, line.message[:_LOG_MESSAGE])
+                    for number, line in enumerate(latest)
+                ],
+            )
+
+    def log_of(self, link: str) -> tuple[LogLine, ...]:
+        """What was logged in the last pass of a link, oldest first."""
+        rows = self._database.execute(
+            "SELECT at, level, message FROM log_lines WHERE link = ? ORDER BY number", (link,)
+        )
+        return tuple(LogLine(datetime.fromisoformat(at), *rest) for at, *rest in rows)
 
     def history(self, link: str, limit: int = 20) -> tuple[Event, ...]:
         """What happened to a link, latest first."""
@@ -396,77 +331,22 @@ class State:
             (at.astimezone(UTC).isoformat(), link, name, event, digest, why),
         )
 
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=10)
-        try:
-            self._prepare(database)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    @staticmethod
-    def _prepare(database: sqlite3.Connection) -> None:
-        """See that the database is whole and has our tables; make them in an empty one."""
-        verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-        columns = {
-            table: [column[1] for column in database.execute(f"PRAGMA table_info({table})")] for table in _COLUMNS
-        }
-        before, steps = _MIGRATIONS.get(version, (None, ""))
-        if columns == before:
-            with database:
-                database.executescript(f"BEGIN; {steps} PRAGMA user_version = {_VERSION}; COMMIT;")
-            version, columns = _VERSION, _COLUMNS
-        known = version == _VERSION and columns == _COLUMNS
-        if not known and (version != 0 or database.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]):
-            raise sqlite3.DatabaseError(f"version {version} with other tables than those of version {_VERSION}")
-        database.execute("PRAGMA journal_mode = WAL")
-        # A power cut may cost the last cycle's memory; the repository has what counts.
-        database.execute("PRAGMA synchronous = NORMAL")
-        if known:
-            return
-        with database:
-            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
-        aside = self.path.with_suffix(".damaged")
-        log.warning("the state database is damaged (%s); moved to %s, history begins anew", error, aside)
-        # The log first: a new database must never meet an old one's.
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
-
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Turn what SQLite says into an error for a person."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise NoSpace(
-                    f"no space left for the state database {self.path}", found=str(error), todo="free space there"
-                ) from error
-            raise RepositoryUnavailable(
-                f"the state database {self.path} cannot be used",
-                found=str(error),
-                todo="see that the directory is writable and no other process holds the database; if the file is"
-                " damaged, remove it: history is lost, and no image",
-            ) from error
-        except OSError as error:
-            with os_errors(f"to the state directory {self.path.parent}"):
-                raise error
-
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One SQLite transaction, or a part of the one of `together`."""
         if self._together:
             yield self._database
             return
-        with self._usable(), self._database as database:
+        with usable(self.path), self._database as database:
             yield database
         if self._eventful and self._listener is not None:
             self._eventful = False
             self._listener()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

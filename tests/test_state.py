@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from cvmfs_sync.errors import NoSpace, RepositoryBusy, RepositoryUnavailable
 from cvmfs_sync.locking import instance
 from cvmfs_sync.reference import Digest
-from cvmfs_sync.state import Event, Failure, State
+from cvmfs_sync.state import Event, Failure, LogLine, State
 from tests.support.commands import run_cli
 from tests.support.cvmfs import FakeCvmfs
 from tests.support.images import Image, file, layer, write_layout
@@ -70,34 +72,107 @@ def test_failures_are_counted_until_success(home: Path) -> None:
 def test_when_a_failure_is_tried_again_is_remembered(home: Path) -> None:
     """Its next try, what it was tried with and for which entry, are those of the latest failure."""
     with State(home) as state:
-        state.failed(LINK, NAME, "down", temporary=True, at=NOW, next_try=LATER, source=ONE, wish="a")
+        state.failed(LINK, NAME, "down", temporary=True, at=NOW, next_try=LATER, source=ONE, wish="a", kind="Gone")
     with State(home) as state:
-        assert state.failure(LINK) == Failure(NAME, "down", True, 1, NOW, NOW, LATER, str(ONE), "a")
+        assert state.failure(LINK) == Failure(NAME, "down", True, 1, NOW, NOW, LATER, str(ONE), "a", "Gone")
         state.failed(LINK, NAME, "gone", temporary=False, at=LATER)
         assert state.failure(LINK) == Failure(NAME, "gone", False, 2, NOW, LATER)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_database_of_an_older_version_is_taken_over(
     home: Path, version: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Failures, history and orphans stay, and what is new begins empty; nothing is set aside."""
     with State(home) as state:
         state.failed(LINK, NAME, "down", temporary=True, at=NOW)
-        if version == 2:
+        if version > 1:
             state.mark_orphans({"path": "nobody asks"}, (), NOW, timedelta(days=1))
-    older = [f"ALTER TABLE failures DROP COLUMN {name}" for name in ("next_try", "source", "wish")]
-    older += ["DROP TABLE notes", *(["DROP TABLE orphans"] if version == 1 else []), f"PRAGMA user_version = {version}"]
+    older = ["ALTER TABLE failures DROP COLUMN kind", "DROP TABLE log_lines", "DROP INDEX events_by_event"]
+    if version < 3:
+        older += [f"ALTER TABLE failures DROP COLUMN {name}" for name in ("next_try", "source", "wish")]
+        older += ["DROP TABLE notes"]
+    older += [*(["DROP TABLE orphans"] if version == 1 else []), f"PRAGMA user_version = {version}"]
     for statement in older:
         change(home / "state.sqlite", statement)
     with State(home) as state:
         assert state.failure(LINK) == Failure(NAME, "down", True, 1, NOW, NOW)
         assert [event.event for event in state.history(LINK)] == ["failed"]
-        assert list(state.orphans()) == (["path"] if version == 2 else [])
+        assert list(state.orphans()) == (["path"] if version > 1 else [])
         state.note("list", "valid")
         assert state.noted("list") == "valid"
         assert state.noted("other") is None
+        assert state.log_of(LINK) == ()
+        state.keep_log(LINK, [LogLine(NOW, "info", "prepared")])
+        state.failed(LINK, NAME, "down", temporary=True, at=NOW, kind="Gone")
+        schema = tables(state)
     assert not caplog.messages
+    with State(home.with_name("new")) as new:
+        assert schema == tables(new)
+
+
+def tables(state: State) -> set[str]:
+    """Names of all tables and indexes."""
+    return {name for (name,) in state._database.execute("SELECT name FROM sqlite_schema")}
+
+
+def test_the_log_of_a_pass_is_kept_until_the_next(home: Path) -> None:
+    """The latest lines of the last pass come back in order, bounded in number and length; retired links keep none."""
+    with State(home) as state:
+        state.keep_log(LINK, [LogLine(NOW, "info", f"line {number}") for number in range(300)])
+        assert [line.message for line in state.log_of(LINK)] == [f"line {number}" for number in range(100, 300)]
+        state.keep_log(LINK, [LogLine(NOW, "warning", "é" * 5000)])
+        state.keep_log("another", [LogLine(LATER, "info", "")])
+    with State(home) as state:
+        assert state.log_of(LINK) == (LogLine(NOW, "warning", "é" * 2000),)
+        state.record(LINK, NAME, "retired", None, "nobody asks", NOW)
+        assert state.log_of(LINK) == ()
+        assert state.log_of("another") == (LogLine(LATER, "info", ""),)
+
+
+def test_another_process_reads_while_one_writes(home: Path) -> None:
+    """A reader sees what is committed, from any thread, changes nothing, and stays in nobody's way."""
+    assert State.open_readonly(home) is None
+    assert not home.exists()
+    with State(home) as state:
+        state.record(LINK, NAME, "published", ONE, "", NOW)
+    reader = State.open_readonly(home)
+    assert reader is not None
+    with reader, ThreadPoolExecutor(2) as threads:
+        assert len(reader.history(LINK)) == 1
+        for count in (2, 3):
+            # The daemon opens it for each job anew.
+            with State(home) as state:
+                state.record(LINK, NAME, "published", TWO, "", LATER)
+                assert {len(found) for found in threads.map(reader.history, [LINK] * 20)} == {count}
+            assert len(reader.history(LINK)) == count
+        with pytest.raises(RepositoryUnavailable, match="readonly"):
+            reader.record(LINK, NAME, "published", ONE, "", NOW)
+        assert not reader.replaced()
+        newer(home / "state.sqlite")
+        State(home).close()
+        assert reader.replaced()
+        assert len(reader.history(LINK)) == 3
+
+
+def test_a_database_that_a_reader_can_not_use(home: Path) -> None:
+    """One of another version is none; one that is damaged is an error that names it, and stays where it is."""
+    State(home).close()
+    newer(home / "state.sqlite")
+    assert State.open_readonly(home) is None
+    garbage(home / "state.sqlite")
+    with pytest.raises(RepositoryUnavailable, match=r"state\.sqlite"):
+        State.open_readonly(home)
+    assert not (home / "state.damaged").exists()
+
+
+def test_who_is_neither_the_owner_nor_root_reads_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite would make files beside the database that its owner can't write."""
+    State(home).close()
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(RepositoryUnavailable, match="another user"):
+        State.open_readonly(home)
+    assert os.listdir(home) == ["state.sqlite"]
 
 
 def test_history_is_kept_latest_first(home: Path) -> None:
