@@ -378,6 +378,25 @@ def _run(config: ConfigOption = _DEFAULT_CONFIG) -> int:
     return 0
 
 
+@app.command("serve")
+def _serve(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True, help="End when this process ends.")] = None,
+) -> int:
+    """Show pages and answer the API at web.listen until stopped.
+
+    Only reads, and needs no daemon; where one runs, it does this by itself. Exit code 0 when SIGTERM ends it.
+    """
+    from cvmfs_sync.service import load_config
+    from cvmfs_sync.web.process import serve_pages
+
+    logger = logging.getLogger("cvmfs_sync")
+    logger.setLevel(min(logger.level, logging.INFO))
+    with suppress(Terminated):
+        serve_pages(load_config(config), parent=parent)
+    return 0
+
+
 @app.command("gc")
 def _gc(
     config: ConfigOption = _DEFAULT_CONFIG,

@@ -128,7 +128,7 @@ def open_readonly(path: Path) -> sqlite3.Connection | None:
 
 def copy_of(path: Path) -> sqlite3.Connection:
     """A copy in memory; an empty one if there is no database, or none that this user may read. Nothing is made."""
-    copy = sqlite3.connect(":memory:")
+    copy = sqlite3.connect(":memory:", check_same_thread=False)
     # Without `immutable`, SQLite would make files beside the database, with the owner of whoever looks.
     mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
     try:

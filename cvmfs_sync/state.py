@@ -28,6 +28,14 @@ _LOG_LINES = 200
 _LOG_MESSAGE = 2000
 # What is gone for good leaves its events; nobody reads how it once was made.
 _GONE = ("retired", "taken down")
+_FAILURES = "SELECT link, name, reason, temporary, count, since, last, next_try, source, wish, kind FROM failures"
+# With what the link led to before, if it leads somewhere since this event and did so before.
+_EVENTS = (
+    "SELECT id, at, link, name, event, digest, detail, CASE WHEN event IN ('published', 'linked') THEN (SELECT"
+    " CASE WHEN old.event IN ('published', 'linked') THEN old.digest END FROM events AS old WHERE old.link ="
+    " events.link AND old.id < events.id AND old.event NOT IN ('failed', 'recovered') ORDER BY old.id DESC"
+    " LIMIT 1) END FROM events"
+)
 
 
 class State:
@@ -185,22 +193,42 @@ class State:
 
     def failure(self, link: str) -> Failure | None:
         """Why a link failed when it was last tried; None if it did not."""
-        row = self._database.execute(
-            "SELECT name, reason, temporary, count, since, last, next_try, source, wish, kind FROM failures"
-            " WHERE link = ?",
-            (link,),
-        ).fetchone()
-        if row is None:
-            return None
-        name, reason, temporary, count, since, last, next_try, source, wish, kind = row
-        return Failure(
-            name, reason, bool(temporary), count, datetime.fromisoformat(since), datetime.fromisoformat(last),
-            datetime.fromisoformat(next_try) if next_try else None, source, wish, kind,
-        )  # fmt: skip
+        row = self._database.execute(f"{_FAILURES} WHERE link = ?", (link,)).fetchone()
+        return _failure(*row[1:]) if row is not None else None
 
     def failing(self) -> tuple[str, ...]:
         """The names, with their platforms, of all links that failed when they were last tried."""
         return tuple(name for (name,) in self._database.execute("SELECT name FROM failures ORDER BY name"))
+
+    def failures(self) -> Mapping[str, Failure]:
+        """Why links failed when they were last tried, by link."""
+        return {link: _failure(*row) for link, *row in self._database.execute(_FAILURES)}
+
+    def checked(self) -> Mapping[tuple[str, str], datetime]:
+        """When registries last answered, by name and platform."""
+        rows = self._database.execute("SELECT name, platform, at FROM seen")
+        return {(name, platform): datetime.fromisoformat(at) for name, platform, at in rows}
+
+    def version(self) -> int:
+        """Another number whenever another connection has changed the database."""
+        return int(self._database.execute("PRAGMA data_version").fetchone()[0])
+
+    def events_before(
+        self, number: int | None, limit: int, *, link: str | None = None, event: str | None = None
+    ) -> Sequence[NumberedEvent]:
+        """What happened before that event, latest first; its latest if None.
+
+        Args:
+            number: Of an event.
+            limit: At most so many.
+            link: What happened to this link only.
+            event: What is called so only.
+        """
+        where: dict[str, int | str | None] = {"id <": number, "link =": link, "event =": event}
+        given = {condition: value for condition, value in where.items() if value is not None}
+        conditions = f"WHERE {' AND '.join(f'{condition} ?' for condition in given)}" if given else ""
+        rows = self._database.execute(f"{_EVENTS} {conditions} ORDER BY id DESC LIMIT ?", [*given.values(), limit])
+        return [NumberedEvent(id_, datetime.fromisoformat(at), *rest) for id_, at, *rest in rows]
 
     def note(self, key: str, value: str) -> None:
         """Keep a text under a key."""
@@ -258,10 +286,7 @@ class State:
     def events_since(self, number: int) -> Sequence[NumberedEvent]:
         """What happened after that event, oldest first."""
         rows = self._database.execute(
-            "SELECT id, at, link, name, event, digest, detail, CASE WHEN event IN ('published', 'linked') THEN (SELECT"
-            " CASE WHEN old.event IN ('published', 'linked') THEN old.digest END FROM events AS old WHERE old.link ="
-            " events.link AND old.id < events.id AND old.event NOT IN ('failed', 'recovered') ORDER BY old.id DESC"
-            " LIMIT 1) END FROM events WHERE id > ? ORDER BY id",
+            f"{_EVENTS} WHERE id > ? ORDER BY id",
             (number,),
         )
         return [NumberedEvent(id_, datetime.fromisoformat(at), *rest) for id_, at, *rest in rows]
@@ -350,3 +375,21 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _failure(
+    name: str,
+    reason: str,
+    temporary: int,
+    count: int,
+    since: str,
+    last: str,
+    next_try: str | None,
+    source: str | None,
+    wish: str | None,
+    kind: str | None,
+) -> Failure:
+    return Failure(
+        name, reason, bool(temporary), count, datetime.fromisoformat(since), datetime.fromisoformat(last),
+        datetime.fromisoformat(next_try) if next_try else None, source, wish, kind,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from cvmfs_sync.ports import Repository
 from cvmfs_sync.reference import ImageName, Platform, parse_image, without_tag
 from cvmfs_sync.state import Event, Failure, State
 
-__all__ = ["ImageStatus", "image_status"]
+__all__ = ["ImageStatus", "WishedLink", "image_status", "wished_links"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +58,14 @@ def image_status(
         only: Names to restrict the answer to; each is in it, be it published and asked for or not.
     """
     catalogue = read_catalogue(repository, layout)
-    # Behind a name, in parentheses, may be its platform.
-    failing = {re.sub(r" \([^ ()]*\)\Z", "", name) for name in state.failing()}
-    known: dict[str, list[ImageName]] = {}
-    for name in {name for name in map(_parsed, [*(line.image for line in catalogue.values()), *failing]) if name}:
-        known.setdefault(_repository(name), []).append(name)
     statuses: list[ImageStatus] = []
     listed: set[str] = set()
-    for wish in wishes.wishes:
-        for name, platform, link in _links(wish, layout, known, failing):
-            if link in listed:
-                continue
-            listed.add(link)
-            if not only or name in only:
-                statuses.append(_status(repository, layout, state, catalogue, name, platform, link, wish))
+    for each in wished_links(wishes, layout, catalogue, state.failing()):
+        listed.add(each.link)
+        if not only or each.name in only:
+            statuses.append(
+                _status(repository, layout, state, catalogue, each.name, each.platform, each.link, each.wish)
+            )
     for link, line in catalogue.items():
         if link in listed or published(repository, layout, link) is None:
             continue
@@ -86,6 +80,41 @@ def image_status(
         if link not in answered:
             statuses.append(_status(repository, layout, state, catalogue, unknown, Platform(), link, None))
     return tuple(statuses)
+
+
+@dataclass(frozen=True, slots=True)
+class WishedLink:
+    """A link that the list asks for, as far as it is known which these are."""
+
+    link: str
+    name: ImageName
+    platform: Platform
+    wish: Wish
+
+
+def wished_links(
+    wishes: ImageList, layout: Layout, catalogue: Catalogue, failing: Collection[str]
+) -> Iterator[WishedLink]:
+    """Every link that the list asks for, once, in its order.
+
+    Args:
+        wishes: The list.
+        layout: Where links are.
+        catalogue: What is published.
+        failing: Names, with their platforms, of what failed when it was last tried.
+    """
+    # Behind a name, in parentheses, may be its platform.
+    without = {re.sub(r" \([^ ()]*\)\Z", "", name) for name in failing}
+    known: dict[str, list[ImageName]] = {}
+    if any(wish.tags is not None for wish in wishes.wishes):
+        for name in {name for name in map(_parsed, [*(line.image for line in catalogue.values()), *without]) if name}:
+            known.setdefault(_repository(name), []).append(name)
+    listed: set[str] = set()
+    for wish in wishes.wishes:
+        for name, platform, link in _links(wish, layout, known, without):
+            if link not in listed:
+                listed.add(link)
+                yield WishedLink(link, name, platform, wish)
 
 
 def _links(

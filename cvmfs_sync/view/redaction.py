@@ -1,0 +1,54 @@
+"""Taking out of a text what is nobody's business: paths of this machine, passwords, tokens.
+
+Texts of errors and log lines go in, which are written for the operator; what comes out may be read by anybody. What
+clients need, the repository's root, stays. A text is bounded, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+__all__ = ["Redaction"]
+
+_LONGEST = 2000
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+_SECRET = re.compile(
+    r"(?i)\b((?:authorization|token|access_token|password|passwd|secret|api[_-]?key|signature)['\"]?\s*[=:]\s*"
+    r"(?:(?:bearer|basic)\s+)?['\"]?)[^\s'\"&;,]+"
+)
+_QUERY = re.compile(r"(https?://[^\s?#'\"<>]+)[?#][^\s'\"<>;,]+")
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):.*", re.DOTALL)
+# Where a machine has what is its own. Paths inside images are told without the slash, so these are no such.
+_MACHINE = re.compile(
+    r"(?<![\w./:-])/(?:home|root|tmp|var|etc|usr|opt|srv|run|proc|sys|dev|mnt|media|data|scratch|work)(?:/[^\s'\";,:()]*)?"
+)
+
+
+class Redaction:
+    """What is taken out.
+
+    Args:
+        kept: Paths that clients see.
+        named: Paths by the word that stands for each.
+    """
+
+    def __init__(self, kept: Iterable[Path], named: Mapping[str, Path]) -> None:
+        self._kept = sorted((str(path) for path in kept), key=len, reverse=True)
+        self._named = sorted(((str(path), word) for word, path in named.items()), key=lambda each: -len(each[0]))
+
+    def __call__(self, text: str) -> str:
+        """The text without all that; at most some thousand characters of it."""
+        text = _TRACEBACK.sub("", text[: 4 * _LONGEST])
+        text = _QUERY.sub(r"\1", _USER_IN_URL.sub("", text))
+        text = _SECRET.sub(r"\1...", text)
+        for path, word in self._named:
+            text = re.sub(rf"{re.escape(path)}(?=[/\s'\";,:)]|\Z)", f"<{word}>", text)
+        places = [(found.start(), found.end()) for path in self._kept for found in re.finditer(re.escape(path), text)]
+        text = _MACHINE.sub(lambda found: found[0] if _inside(found.start(), places) else "<path>", text)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+
+
+def _inside(position: int, places: Iterable[tuple[int, int]]) -> bool:
+    return any(start <= position < end for start, end in places)

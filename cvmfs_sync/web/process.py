@@ -1,0 +1,81 @@
+"""From a configuration to the process that shows pages: the wiring of `cvmfs-sync serve`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cvmfs_sync.config import Config
+from cvmfs_sync.control import ask
+from cvmfs_sync.errors import UsageError
+from cvmfs_sync.service import known_wishes, make_recipe, make_repository, now
+from cvmfs_sync.view.queries import Origins, View
+from cvmfs_sync.view.redaction import Redaction
+from cvmfs_sync.web.app import make_app
+from cvmfs_sync.web.server import serve, step_back
+
+__all__ = ["open_view", "serve_pages"]
+
+
+@contextmanager
+def open_view(config: Config) -> Iterator[View]:
+    """What there is to be seen of a configuration's repository."""
+
+    def live() -> Mapping[str, Any] | None:
+        return ask(config.state_dir, {"show": "activity"})
+
+    view = View(
+        Origins(
+            make_repository(config),
+            make_recipe(config).layout,
+            config.state_dir,
+            lambda state: known_wishes(config, state),
+            lambda: _list_version(config),
+            live,
+            now,
+            redaction(config),
+        )
+    )
+    try:
+        yield view
+    finally:
+        view.close()
+
+
+def redaction(config: Config) -> Redaction:
+    """What of this configuration is nobody's business."""
+    named = {"state_dir": config.state_dir, "spool_dir": config.spool_dir, "tmp": Path(tempfile.gettempdir())}
+    if isinstance(config.image_list, Path):
+        named["image_list"] = config.image_list
+    return Redaction([config.repository.root, Path("/cvmfs")], named)
+
+
+def serve_pages(config: Config, *, parent: int | None = None) -> None:
+    """Show pages until SIGTERM or SIGINT; see `server.serve`.
+
+    Raises:
+        UsageError: The configuration wants no pages, or the address can't be listened on.
+    """
+    if config.web.listen is None:
+        raise UsageError("web.listen is null: there are to be no pages", todo="set web.listen to host:port")
+    step_back()
+    with open_view(config) as view:
+        serve(make_app(view, url=config.web.url), config.web.listen, parent=parent)
+
+
+def _list_version(config: Config) -> object:
+    """Something else whenever the list in force may be another one."""
+    paths = [config.image_list] if isinstance(config.image_list, Path) else []
+    with_copies = [*paths, *sorted(config.state_dir.glob("image-list*"))]
+    return tuple((str(path), *_stamp(path)) for path in with_copies)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,55 @@
+"""A small site with something of everything, and the view and application over it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cvmfs_sync.config import load
+from cvmfs_sync.view.queries import View
+from cvmfs_sync.web.process import open_view
+from tests.support.images import Image, file, layer, write_layout
+from tests.support.site import Site
+
+__all__ = ["HOSTILE", "publish_some", "view_of"]
+
+HOSTILE = "<script>alert(1)</script>\x07\x1b[31m\u202e javascript:alert(1) " + "x" * 5000
+
+
+def publish_some(home: Path) -> Site:
+    """A site with a published image (moved once), one that shares a layer with it, a failing and a blocked one."""
+    site = Site(home)
+    layout = home / "layout"
+    base = layer(file("etc/base", "base"))
+    labels, env = {"org.example.title": "an example", "hostile": HOSTILE}, ("PATH=/bin", f"HOSTILE={HOSTILE}")
+    for round_ in (1, 2):
+        write_layout(
+            layout,
+            {
+                "one": Image((base, layer(file("a", f"{round_}"))), labels=labels, env=env),
+                "two": Image((base, layer(file("b", "2")))),
+            },
+        )  # fmt: skip
+        site.wish(
+            {"image": f"oci:{layout}:one", "description": "The first one", "contact": "someone@example.org",
+             "definition": "https://git.example.org/one"},
+            f"oci:{layout}:two",
+            f"oci:{layout}:missing",
+        )  # fmt: skip
+        site.run("sync", "--json", rc=1)
+    path = site.home / "image-list.yaml"
+    document = json.loads(path.read_text())
+    document["images"].append(f"oci:{layout}:later")
+    path.write_text(json.dumps(document, indent=1))
+    return site
+
+
+@contextmanager
+def view_of(site: Site, environment: Mapping[str, str] | None = None, **settings: Any) -> Iterator[View]:
+    """What is shown of a site."""
+    site.settings |= settings
+    with open_view(load(site.config, environment or {})) as view:
+        yield view
