@@ -8,7 +8,7 @@ its name means something new; that is remembered over failures, stopped cycles a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 
@@ -20,9 +20,15 @@ _KEY = "waiting"
 
 
 class Backlog:
-    """The links of the list that do not lead to what they shall lead to. One thread changes it, any may read it."""
+    """The links of the list that do not lead to what they shall lead to. One thread changes it, any may read it.
+
+    Attributes:
+        total: Images that the present cycle looks at, or the last one did.
+    """
 
     def __init__(self) -> None:
+        self.total = 0
+        self._results: dict[str, int] = {}
         self._since: dict[str, datetime] = {}
         self._waiting: dict[str, datetime] = {}
 
@@ -40,6 +46,19 @@ class Backlog:
         known = {link: self._since[link] for link in failing if link in self._since}
         self._since = {**known, **self._waiting}
         self._write(state)
+
+    def expect(self, total: int) -> None:
+        """A cycle has begun that looks at so many images."""
+        self._results = {}
+        self.total = total
+
+    def settled(self, result: str) -> None:
+        """So much has become of one of them."""
+        self._results = {**self._results, result: self._results.get(result, 0) + 1}
+
+    def results(self) -> Mapping[str, int]:
+        """What has become of how many."""
+        return self._results
 
     def also(self, state: State, waiting: Iterable[str], now: datetime) -> None:
         """These wait, too; nothing is known of any other link."""
@@ -66,6 +85,10 @@ class Backlog:
     def waiting(self) -> tuple[datetime, ...]:
         """Since when each of the links waits that the cycle has not come to yet."""
         return tuple(self._waiting.values())
+
+    def queue(self) -> Mapping[str, datetime]:
+        """The same by link, in the order in which they are to be made."""
+        return dict(self._waiting)
 
     def _write(self, state: State) -> None:
         state.note(_KEY, json.dumps({link: since.isoformat() for link, since in self._since.items()}))

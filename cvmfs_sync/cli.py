@@ -356,8 +356,8 @@ def _ask_daemon(state_dir: Path, images: list[str], *, json_output: bool) -> int
 
 
 @app.command("run")
-def _run(config: ConfigOption = _DEFAULT_CONFIG) -> int:
-    """Sync by the schedule until stopped, and serve metrics.
+def _run(context: typer.Context, config: ConfigOption = _DEFAULT_CONFIG) -> int:
+    """Sync by the schedule until stopped, and serve metrics and pages.
 
     Logs each unit of work to stderr. SIGHUP has it read its configuration again, and the list. Exit code 0 when SIGTERM
     ends it: within stop_within, in which a publish that is nearly done is finished, and any other is aborted.
@@ -373,7 +373,10 @@ def _run(config: ConfigOption = _DEFAULT_CONFIG) -> int:
     with suppress(Terminated):
         _stop_by(stopping)
         notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
-        Daemon(lambda: load_config(config), report_document, stopping=stopping, notifier=notifier).run()
+        log_format = context.parent.params["log_format"] if context.parent else LogFormat.CONSOLE
+        pages = [sys.executable, "-m", "cvmfs_sync", "--log-format", str(log_format), "serve"]
+        pages += ["--config", str(config), "--parent", str(os.getpid())]
+        Daemon(lambda: load_config(config), report_document, stopping=stopping, notifier=notifier, pages=pages).run()
     log.info("stopped by SIGTERM")
     return 0
 

@@ -97,6 +97,12 @@ class Agenda:
             if self._scheduler.get_job(name) is not None:
                 self._scheduler.reschedule_job(name, trigger=trigger(schedules[name], jitter))
 
+    def next_at(self, name: str) -> datetime | None:
+        """When a job is due next by its schedule; from any thread."""
+        job = self._scheduler.get_job(name)
+        at = getattr(job, "next_run_time", None)
+        return at if isinstance(at, datetime) else None
+
     def run(self) -> NoReturn:
         """Run each job whenever its schedule says; ends by an exception."""
         for job in self._jobs.values():

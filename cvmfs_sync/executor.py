@@ -309,6 +309,7 @@ class Executor:
         elif outcome.result != "skipped":
             backlog.failed(link)
         self.outcomes.append(outcome)
+        backlog.settled(outcome.result)
         account(self.context, outcome, ends_all=outcome.error is not None and outcome.error is self.stopped)
 
     def _release(self, image: ResolvedImage, times: int) -> None:
@@ -328,14 +329,12 @@ def note_waiting(context: Context, steps: Sequence[Step], *, others: bool) -> No
         others: Whether there are links of the list of which nothing was decided.
     """
     backlog, now = context.backlog, context.now()
-    moved = [
-        step.target.link
-        for step in steps
-        if isinstance(step, Publish) or (isinstance(step, Relink) and step.reason != "catalogue")
-    ]
+    moved = [step.target.link for step in steps if isinstance(step, Relink) and step.reason != "catalogue"]
+    moved += [step.target.link for step in fair_order(steps)]
     if others:
         backlog.also(context.state, moved, now)
         return
+    backlog.expect(len(steps))
     failing = [step.target.link for step in steps if isinstance(step, Failed)]
     backlog.begin(context.state, moved, failing, now)
 

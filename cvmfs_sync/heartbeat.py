@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,10 +29,12 @@ class Heartbeat:
 
     Attributes:
         doing: In words; empty while there is nothing to do.
+        others: Processes of ours whose work is no progress of it.
     """
 
     def __init__(self) -> None:
         self.doing = ""
+        self.others: frozenset[int] = frozenset()
         self._beats = 0
         self._own = _Look(self)
 
@@ -58,7 +60,7 @@ class _Look:
         self._at = time.monotonic()
 
     def moved(self) -> bool:
-        beats, cpu, children = self._heart._beats, sum(_thread_seconds()), sum(_children())
+        beats, cpu, children = self._heart._beats, sum(_thread_seconds()), sum(_children(self._heart.others))
         now = time.monotonic()
         worked = cpu - self._seen[1] > max(_BUSY * (now - self._at), 1.5 / _TICK)
         moved = beats != self._seen[0] or worked or children != self._seen[2]
@@ -95,7 +97,7 @@ def _thread_seconds() -> Iterator[float]:
                 yield (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def _children() -> Iterator[int]:
+def _children(others: Collection[int]) -> Iterator[int]:
     """Numbers that grow while a command of ours, or one that it has started, works; commands that have ended, too."""
     ended = os.times()
     yield round((ended.children_user + ended.children_system) * _TICK)
@@ -104,7 +106,7 @@ def _children() -> Iterator[int]:
         process = todo.pop()
         for children in Path(f"/proc/{process}/task").glob("*/children"):
             with suppress(OSError):
-                todo.extend(int(child) for child in children.read_text().split())
+                todo.extend({int(child) for child in children.read_text().split()} - set(others))
         if process != os.getpid():
             yield from _work_of(process)
 

@@ -7,10 +7,8 @@ ever one. What is known about registries, and what waits, is asked for whenever 
 
 from __future__ import annotations
 
-import os
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from cvmfs_sync import __version__
 from cvmfs_sync.collection import CollectionReport
+from cvmfs_sync.diskuse import size_below
 from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
 from cvmfs_sync.retire import Retirement
 
@@ -254,11 +253,11 @@ class Metrics:
 
     def watch_spool(self, directory: Callable[[], Path]) -> None:
         """Show how large the spool is when Prometheus asks."""
-        self._spool.set_function(lambda: float(_size(directory())))
+        self._spool.set_function(lambda: float(size_below(directory())))
 
     def stored(self, state_directory: Path, orphans: int) -> None:
         """A cycle or a garbage collection has ended, and left this."""
-        self._state.set(_size(state_directory))
+        self._state.set(size_below(state_directory))
         self._orphans.set(orphans)
 
     def watch_registries(
@@ -339,13 +338,3 @@ class Metrics:
 def _count(counter: Counter, gone: Iterable[Retirement]) -> None:
     for each in gone:
         counter.labels(KINDS[0 if each.target is not None else 1]).inc()
-
-
-def _size(directory: Path) -> int:
-    """Bytes of the files below a directory, as far as they can be seen; they come and go meanwhile."""
-    size = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                size += os.lstat(f"{parent}/{name}").st_size
-    return size

@@ -30,11 +30,13 @@ from cvmfs_sync.daemon import Agenda, Job
 from cvmfs_sync.endpoint import Endpoint
 from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError, UsageError
 from cvmfs_sync.eventlog import Document
+from cvmfs_sync.frontdesk import FrontDesk
 from cvmfs_sync.health import Health, page, readable
 from cvmfs_sync.heartbeat import Heartbeat, Telling
 from cvmfs_sync.hooks import Hooks
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.listsource import name_of, read_list
+from cvmfs_sync.live import Live
 from cvmfs_sync.locking import instance
 from cvmfs_sync.metrics import Metrics
 from cvmfs_sync.notify import Notifier, watchdog_seconds
@@ -44,6 +46,7 @@ from cvmfs_sync.registry import RegistryMemory
 from cvmfs_sync.service import make_context, make_rules, note_list, now, open_state
 from cvmfs_sync.stopping import Stopping
 from cvmfs_sync.units import Crontab
+from cvmfs_sync.view.activity import Activity
 
 __all__ = ["Daemon"]
 
@@ -64,6 +67,7 @@ class Daemon:
         stopping: How it ends.
         notifier: Whom to tell how it is.
         clock: The time, UTC.
+        pages: The command that shows pages, where there are to be some; None for none.
 
     Attributes:
         wishes: The list in force; None before there was a valid one.
@@ -77,6 +81,7 @@ class Daemon:
         stopping: Stopping | None = None,
         notifier: Notifier | None = None,
         clock: Callable[[], datetime] = now,
+        pages: Sequence[str] | None = None,
     ) -> None:
         self.config = load()
         self.metrics = Metrics()
@@ -99,6 +104,8 @@ class Daemon:
         self._backlog = Backlog()
         self._hooks = Hooks(self.config.hooks)
         self._last_cycle = "there was none yet"
+        self._live = Live(self._clock)
+        self._desk = FrontDesk(pages) if pages is not None else None
         self.metrics.watch_registries(self._memory.requests, self._memory.rate_limits)
         self.metrics.watch_backlog(self._backlog.waiting, clock)
         self.metrics.watch_hooks(lambda: self._hooks.counts)
@@ -125,10 +132,13 @@ class Daemon:
                 seconds = watchdog_seconds(environment)
                 if seconds is not None:
                     self._notifier.watch(seconds, self.heartbeat.alive)
+                self._open_desk()
                 self._notifier.ready()
                 self.agenda.run()
             finally:
                 self._notifier.stopping()
+                if self._desk is not None:
+                    self._desk.close()
                 server.close()
                 self._hooks.close(_HOOK_SECONDS)
 
@@ -142,7 +152,7 @@ class Daemon:
 
     def _cycle(self, *, retry: bool) -> CycleReport | CvmfsSyncError | None:
         """One cycle; its report, or why there is none."""
-        with self._busy("a cycle"):
+        with self._busy("a cycle"), self._live.cycle():
             refused = self._read_list()
             if self.wishes is None:
                 self._cycle_failed("list_invalid")
@@ -162,6 +172,7 @@ class Daemon:
                 self._cycle_failed("stopped")
                 return None
             self.metrics.cycle_ended(report, self._clock())
+            self._live.ended("ok" if report.stopped is None else "stopped", report.seconds)
             self._last_cycle = "ok" if report.stopped is None else "it was stopped"
             counts = Counter(outcome.result for outcome in report.outcomes)
             log.info(
@@ -233,9 +244,19 @@ class Daemon:
         return refused
 
     def submit(self, request: Request) -> None:
-        """Take a request from the control socket; from any thread."""
+        """Take a request from the control socket; from any thread. Who only wants to look is answered at once."""
+        if request.content == {"show": "activity"}:
+            request.answer({"exit_code": 0, "activity": self.activity().model_dump(mode="json")})
+            return
         self._requests.put(request)
         self.agenda.wake()
+
+    def activity(self) -> Activity:
+        """What the daemon does now; from any thread."""
+        return self._live.activity(
+            self._backlog, self._memory.requests(), self._memory.rate_limits(), self.config,
+            next_at=self.agenda.next_at("cycle"),
+        )  # fmt: skip
 
     def wanted(self) -> bool:
         """See `cycle.Gap`."""
@@ -268,7 +289,10 @@ class Daemon:
             if fresh.hooks != self.config.hooks:
                 self._hooks.stop()
                 self._hooks = Hooks(fresh.hooks, self._hooks.counts)
+            web_changed = fresh.web != self.config.web
             self.config = fresh
+            if web_changed:
+                self._open_desk()
             self._stopping.within = fresh.stop_within
             self.agenda.reschedule(self._schedules(), fresh.schedule.jitter)
             self.metrics.config_read(valid=True)
@@ -276,6 +300,14 @@ class Daemon:
         self._retry = True
         self.agenda.ring("cycle")
         self._notifier.ready()
+
+    def _open_desk(self) -> None:
+        """Show pages as the configuration in force says."""
+        if self._desk is not None:
+            self._desk.open(wanted=self.config.web.listen is not None, told=self._note_process)
+
+    def _note_process(self, process: int | None) -> None:
+        self.heartbeat.others = frozenset() if process is None else frozenset({process})
 
     def _jobs(self) -> Sequence[Job]:
         schedules = self._schedules()
@@ -364,6 +396,7 @@ class Daemon:
 
     def _cycle_failed(self, result: str) -> None:
         self.metrics.cycle_failed(result, self._clock())
+        self._live.ended(result, None)
         self._last_cycle = "there is no valid list" if result == "list_invalid" else "it was stopped"
 
     def _tell(self, event: Document) -> None:
@@ -404,6 +437,7 @@ class Daemon:
 
     def _doing(self, what: str) -> None:
         self.heartbeat.doing = what
+        self._live.doing = what
         self.heartbeat.beat()
         self._notifier.status(what or "waiting for the next cycle")
 
@@ -411,7 +445,7 @@ class Daemon:
     def _context(self) -> Iterator[Context]:
         with make_context(
             self.config, memory=self._memory, clock=self._clock, stopping=self._stopping,
-            telling=lambda progress: Telling(progress, self.heartbeat, self._notifier.status),
+            telling=lambda progress: self._live.watched(Telling(progress, self.heartbeat, self._notifier.status)),
             backlog=self._backlog, held=self.metrics.held, told=self._tell,
         ) as context:  # fmt: skip
             yield context

@@ -111,7 +111,8 @@ class _Daemon:
     def configure(self, settings: Mapping[str, Any]) -> None:
         """Write the configuration."""
         fresh = self.home / "fresh.yaml"
-        fresh.write_text(json.dumps({"metrics": {"listen": f"127.0.0.1:{self.port}"}, **settings}), encoding="utf-8")
+        given = {"metrics": {"listen": f"127.0.0.1:{self.port}"}, "web": {"listen": None}, **settings}
+        fresh.write_text(json.dumps(given), encoding="utf-8")
         fresh.rename(self.config)
 
     def value(self, sample: str) -> float:

@@ -210,11 +210,13 @@ class View:
         if activity is None:
             return Queue(total=0, entries=[])
         each = self._usual_seconds() if activity.queue else None
+        known = self._snapshot.by_link
         return Queue(
             total=len(activity.queue),
             entries=[
                 QueueEntry(
-                    position=position, name=waiting.name, link=waiting.link, since=waiting.since,
+                    position=position, name=known[waiting.link].name if waiting.link in known else waiting.name,
+                    link=waiting.link, since=waiting.since,
                     expected_seconds=None if each is None else round(each * position, 1),
                 )
                 for position, waiting in enumerate(activity.queue[:_ENTRIES], 1)

@@ -45,7 +45,9 @@ class Site:
         registries = {host: {"insecure": True, "requests_per_second": 1000} for host in self.insecure}
         path = self.home / "cvmfs-sync.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"repository": repository, "registries": registries} | self.settings))
+        path.write_text(
+            json.dumps({"repository": repository, "registries": registries, "web": {"listen": None}} | self.settings)
+        )
         return path
 
     def wish(self, *entries: str | Mapping[str, Any]) -> Path:
