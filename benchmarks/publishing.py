@@ -1,7 +1,7 @@
 """Publishing whole against publishing the difference, on every backend that is there; README.md says what is measured.
 
     python -m benchmarks.publishing [--quick] [--runs N] [--entries N] [--json FILE]
-    python -m benchmarks.publishing --fit          # the constants of `DirectoryRepository.traits`
+    python -m benchmarks.publishing --fit          # the constants of the backend directory, `COSTS`
     python -m benchmarks.publishing --profile      # where both ways spend their time
 
 `make bench` runs the first. Images in a registry on loopback go in, tables come out.
@@ -30,7 +30,7 @@ from benchmarks.measure import Failed, can_mount, fresh_directory, large_tempora
 from benchmarks.places import REAL, Place, directory_place, fake_place, real_place, tree_of
 from benchmarks.publications import DIFFERENCE, WHOLE, Publication
 from benchmarks.successors import BASED, REBUILT, relatives, tree_images
-from cvmfs_sync.repository import DirectoryRepository
+from cvmfs_sync.repository.directory import COSTS
 from tests.support.registry import RegistryServer, start_docker_registry
 
 __all__ = ["Found", "compare", "document", "main", "measure", "profile", "tables"]
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for each in fitting.observe(runs=options.runs, mount=mount, scale=scale):
                 _say(f"{each.what}: {each.seconds:.3f} s, load {os.getloadavg()[0]:.1f}")
                 observations.append(each)
-            _print(fitting.fit_table(observations, fitting.fit(observations), DirectoryRepository.traits.costs))
+            _print(fitting.fit_table(observations, fitting.fit(observations), COSTS))
             result["fit"] = [asdict(each) for each in observations]
         else:
             subject = images.synthetic() if options.quick else images.debian()

@@ -192,7 +192,7 @@ class Executor:
     def _publish(self, step: Publish, job: Job, ready: Prepared | Exception, waiting: Sequence[Relink]) -> bool:
         """Publish one image; whether it is there now.
 
-        An image that is too large for the spool does not end the cycle: others fit.
+        An image for which the spool has no space now does not end the cycle: others may fit.
         """
         started = time.monotonic()
         target, image = step.target, step.image

@@ -123,8 +123,9 @@ class Repository(Protocol):
     root: Path
     """What clients see, readable at any time."""
 
-    traits: Traits
-    """What becomes of trees here."""
+    @property
+    def traits(self) -> Traits:
+        """What becomes of trees here."""
 
     def transaction(self, purpose: str, clone: Clone | None = None) -> AbstractContextManager[Transaction]:
         """Open a transaction; leaving the block publishes it, an exception in the block aborts it.

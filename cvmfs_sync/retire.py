@@ -33,7 +33,7 @@ from cvmfs_sync.layout import Layout, key_of_tree, record_path
 from cvmfs_sync.ports import Repository
 from cvmfs_sync.reference import Digest, ImageName, parse_image
 from cvmfs_sync.state import Orphan
-from cvmfs_sync.survey import Failed, Gone, Present, Survey, Target, matches
+from cvmfs_sync.survey import Failed, Gone, Matching, Present, Survey, Target
 
 __all__ = [
     "Identity", "Inventory", "Orphans", "RetirePlan", "Retirement", "carry_out", "forget_lines", "orphans",
@@ -155,6 +155,8 @@ def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
     """What nobody asks for, as far as the survey proves it; trees count as asked for while any link leads to them."""
     reasons: dict[str, str] = {}
     undecided: set[str] = set()
+    unlisted, expired = Matching(survey.unlisted), Matching(survey.expired)
+    filtered = Matching(wish for wish in wishes.wishes if wish.tags is not None)
     wanted = {each.link: each for each in survey.targets if isinstance(each, Target)}
     broken = {each.target.link for each in survey.targets if isinstance(each, Failed)}
     asked_for: dict[ImageName, set[str]] = {}
@@ -173,13 +175,13 @@ def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
                 undecided.add(link)
             continue
         name = _name(line.image)
-        if link in broken or name is None or any(matches(wish, name) for wish in survey.unlisted):
+        if link in broken or name is None or unlisted.first(name) is not None:
             undecided.add(link)
         elif name in asked_for:
             there = line.platform in asked_for[name]
             reasons[link] = "its image has another path now" if there else f"nobody asks for {line.platform} any more"
         else:
-            reasons[link] = _reason(name, survey, wishes)
+            reasons[link] = _reason(name, expired, filtered)
     linked = set(inventory.links.values())
     for tree in inventory.trees - linked:
         published = tree in inventory.records
@@ -187,12 +189,11 @@ def orphans(survey: Survey, wishes: ImageList, inventory: Inventory) -> Orphans:
     return Orphans(reasons, frozenset(undecided))
 
 
-def _reason(name: ImageName, survey: Survey, wishes: ImageList) -> str:
+def _reason(name: ImageName, expired: Matching, filtered: Matching) -> str:
     """Why a link is not among the targets."""
-    for wish in survey.expired:
-        if matches(wish, name):
-            return f"the wish for it expired on {wish.expires}"
-    if any(wish.tags is not None and matches(wish, name) for wish in wishes.wishes):
+    if (wish := expired.first(name)) is not None:
+        return f"the wish for it expired on {wish.expires}"
+    if filtered.first(name) is not None:
         return "its tag is not among those that the list selects any more"
     return "the list does not ask for it any more"
 

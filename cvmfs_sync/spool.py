@@ -26,7 +26,7 @@ from cvmfs_sync.blobfile import (
     require_size,
     signature_of,
 )
-from cvmfs_sync.errors import BlobChanged, BlobMismatch, ImageError, InvalidReference, NoSpace
+from cvmfs_sync.errors import BlobChanged, BlobMismatch, ImageError, InvalidReference, LimitExceeded, NoSpace
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.ports import Progress
 from cvmfs_sync.reference import Digest, ImageName
@@ -79,7 +79,8 @@ class Spool:
 
         Raises:
             BlobMismatch: Size or digest are not the descriptor's.
-            NoSpace: The limit or the file system does not leave room for it.
+            LimitExceeded: It is larger than the spool may be.
+            NoSpace: The file system does not leave room for it.
             ImageError: The source failed.
         """
         what = f"{name}: blob {descriptor.digest}"
@@ -116,8 +117,8 @@ class Spool:
                 gives it back in another.
 
         Raises:
-            NoSpace: They do not fit into the limit together with what the owner holds already: this image can't be
-                published here, others can.
+            LimitExceeded: They do not fit into the limit together with what the owner holds already: this image can't
+                be published here, others can.
         """
         wanted = _sizes(descriptors)
         ticket = object()
@@ -387,8 +388,8 @@ def _sizes(descriptors: Iterable[Descriptor]) -> dict[Digest, int]:
     return sizes
 
 
-def _too_large(what: str, size: int, limit: int) -> NoSpace:
-    return NoSpace(
+def _too_large(what: str, size: int, limit: int) -> LimitExceeded:
+    return LimitExceeded(
         f"{what}: larger than the spool may be",
         found=f"{size} bytes",
         expected=f"at most {limit}",

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 from typing import TypeAlias, TypeVar
 
 from cvmfs_sync.context import Context
@@ -26,6 +27,7 @@ __all__ = [
     "Answer",
     "Failed",
     "Gone",
+    "Matching",
     "Present",
     "Survey",
     "Target",
@@ -296,6 +298,22 @@ def matches(wish: Wish, name: ImageName) -> bool:
     if wish.tags is None:
         return wish.name == name
     return without_tag(name) == wish.name and name.tag is not None and wish.tags.matches(name.tag)
+
+
+class Matching:
+    """Wishes by what they may ask for, so that thousands of names do not each look at thousands of wishes."""
+
+    def __init__(self, wishes: Iterable[Wish]) -> None:
+        self._by_name: dict[ImageName, list[tuple[int, Wish]]] = {}
+        for position, wish in enumerate(wishes):
+            self._by_name.setdefault(wish.name, []).append((position, wish))
+
+    def first(self, name: ImageName) -> Wish | None:
+        """The first wish that `matches`, in the order in which they were given."""
+        near = sorted(
+            (pair for key in {name, without_tag(name)} for pair in self._by_name.get(key, ())), key=itemgetter(0)
+        )
+        return next((wish for _, wish in near if matches(wish, name)), None)
 
 
 def _asked(target: Target | Failed, only: Sequence[ImageName]) -> bool:

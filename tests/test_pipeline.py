@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_sync.errors import BlobMismatch, NoSpace
+from cvmfs_sync.errors import BlobMismatch, LimitExceeded
 from cvmfs_sync.pipeline import Job, pipeline
 from cvmfs_sync.ports import Silent
 from cvmfs_sync.prepare import Prepared
@@ -154,7 +154,7 @@ def test_an_image_that_can_never_fit_fails_alone(shop: Workshop, registry: Scrip
     registry.add_image("org/large", "1", [images.layer(images.file("large", content)).tar])
     todo.insert(1, Job("large", shop.resolve(f"{registry.host}/org/large:1"), None))
     with closing(pipeline(shop.preparer, todo, Silent())) as ready:
-        assert [type(result) for _, result in ready] == [Prepared, NoSpace, Prepared]
+        assert [type(result) for _, result in ready] == [Prepared, LimitExceeded, Prepared]
 
 
 def test_known_layers_count_for_the_limit(shop: Workshop, registry: ScriptableRegistry) -> None:

@@ -24,7 +24,8 @@ from cvmfs_sync.relative import (
     sketch,
     whole_difference,
 )
-from cvmfs_sync.repository import CvmfsRepository, DirectoryRepository
+from cvmfs_sync.repository import CvmfsRepository
+from cvmfs_sync.repository.directory import COSTS as MEASURED
 from cvmfs_sync.tree import SYNTHETIC, Inode, Tree, merge
 from tests.support import images
 from tests.support.images import directory as d
@@ -264,11 +265,10 @@ def test_hard_links_are_made_once() -> None:
     assert choose({}, linked)[0].whole == pytest.approx(10 * COSTS.made + 1_000 * COSTS.byte)
 
 
-@pytest.mark.parametrize("traits", [DirectoryRepository.traits, CvmfsRepository.traits], ids=["directory", "cvmfs"])
+@pytest.mark.parametrize("costs", [MEASURED, CvmfsRepository.traits.costs], ids=["directory", "cvmfs"])
 @pytest.mark.parametrize(("changed", "made_of"), [(0, True), (10, True), (10_000, False)])
-def test_by_the_measured_costs_an_update_is_an_update(traits: object, changed: int, made_of: bool) -> None:
+def test_by_the_measured_costs_an_update_is_an_update(costs: Costs, changed: int, made_of: bool) -> None:
     """Ten thousand files of which few have changed are made of what they were; if all have, they are not."""
-    costs = getattr(traits, "costs", COSTS)
     old = [f(f"f{number}", "x" * 1_000) for number in range(10_000)]
     new = [*[f(f"f{number}", "y" * 1_000) for number in range(changed)], *old[changed:]]
     choice, _ = choose({"a": old}, new, costs)

@@ -9,17 +9,22 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cvmfs_sync.errors import NoSpace, RepositoryBusy, RepositoryUnavailable
 from cvmfs_sync.repository import DirectoryRepository, directory, files
+from tests.support import images
 from tests.support.commands import require, require_root, run
+from tests.support.images import Image
 from tests.support.places import Place, PublishingProcess
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture
@@ -333,3 +338,33 @@ def test_opening_changes_nothing(root: Path) -> None:
     """Making the object, and recovering from nothing, does not even make the directory."""
     assert DirectoryRepository(root).recover() is None
     assert not root.exists()
+
+
+@pytest.mark.parametrize("unit", [1, 100, 1_000_000_000, 2_000_000_000])
+def test_how_exact_times_are_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+    """A tree is published, and found to be as it was meant, where a file system keeps whole seconds only."""
+    exact = os.utime
+
+    def coarse(path: Any, times: Any = None, *, ns: tuple[int, int] | None = None, **more: Any) -> None:
+        if ns is None:
+            exact(path, times, **more)
+        else:
+            exact(path, ns=(ns[0], ns[1] // unit * unit), **more)
+
+    monkeypatch.setattr(os, "utime", coarse)
+    repository = DirectoryRepository(tmp_path / "not" / "there" / "yet")
+    assert repository.traits.mtime_unit == unit
+    image = Image((images.layer(images.file("a", "1", mtime=1_234_567_891.123456789)),))
+    shop = Workshop(tmp_path, repository)
+    tree = shop.publish(image)
+    assert (repository.root / tree.path / "a").stat().st_mtime_ns % unit == 0
+
+
+def test_times_that_cannot_be_tried_count_as_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a directory that may only be read nothing is tried, and nothing fails for it."""
+
+    def refuse(*_: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert DirectoryRepository(tmp_path).traits.mtime_unit == 1

@@ -20,7 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cvmfs_sync.errors import BlobChanged, BlobMismatch, NoSpace, RegistryUnavailable
+from cvmfs_sync.errors import BlobChanged, BlobMismatch, LimitExceeded, NoSpace, RegistryUnavailable
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.ports import Silent
 from cvmfs_sync.reference import Digest, parse_image
@@ -337,10 +337,10 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 def test_a_blob_that_never_fits(tmp_path: Path) -> None:
     """It is refused before anybody is asked; the message says what to set."""
     store, spool = Store(b"x" * 11, b"y"), Spool(tmp_path, limit=10)
-    with pytest.raises(NoSpace, match=r"found: 11 bytes; expected: at most 10; to do: raise spool_limit"):
+    with pytest.raises(LimitExceeded, match=r"found: 11 bytes; expected: at most 10; to do: raise spool_limit"):
         give(store, spool, b"x" * 11)
     with (
-        pytest.raises(NoSpace, match=r"^x:1: 2 layers together: larger than the spool may be; found: 12 bytes"),
+        pytest.raises(LimitExceeded, match=r"^x:1: 2 layers together: larger than the spool may be; found: 12 bytes"),
         spool.hold([descriptor_of(b"x" * 11), descriptor_of(b"y"), descriptor_of(b"y")], "x:1"),
     ):
         pass
@@ -354,7 +354,7 @@ def test_a_thread_does_not_wait_for_itself(tmp_path: Path) -> None:
     with spool.hold([six]):
         with spool.hold([six]), spool.hold([descriptor_of(b"4444")]):
             pass
-        with pytest.raises(NoSpace), spool.hold([five]):
+        with pytest.raises(LimitExceeded), spool.hold([five]):
             pass
     with spool.hold([five]):
         pass
@@ -480,7 +480,7 @@ class SpoolMachine(RuleBasedStateMachine):
         stack = ExitStack()
         try:
             stack.enter_context(self.spool.hold(descriptor_of(BLOBS[number]) for number in numbers))
-        except NoSpace:
+        except LimitExceeded:
             assert not fits
         else:
             assert fits

@@ -9,7 +9,7 @@ import pytest
 
 from cvmfs_sync.imagelist import ImageList, parse
 from cvmfs_sync.reference import parse_image
-from cvmfs_sync.survey import Failed, Gone, Present, Survey, Target, Unknown, matches, survey
+from cvmfs_sync.survey import Failed, Gone, Matching, Present, Survey, Target, Unknown, matches, survey
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support import Image, file, layer, write_layout
 from tests.support.retiring import Clock
@@ -146,3 +146,15 @@ def test_which_wish_may_ask_for_a_name(entry: str, name: str, *, expected: bool)
     """One that could not be listed keeps whatever it may select."""
     (wish,) = parse(f"version: 1\nimages: ['{entry}']\n", base=Path("/")).require_valid().wishes
     assert matches(wish, parse_image(name)) is expected
+
+
+def test_matching_finds_what_a_look_at_all_wishes_would(tmp_path: Path) -> None:
+    """The first wish that may ask for a name, filters and plain names alike, without a look at the others."""
+    entries = ["org/a:1", "{image: org/a, tags: ['1.*']}", "{image: org/a, tags: ['*']}", "org/b:1"]
+    text = "version: 1\nimages:\n" + "".join(f"  - {each}\n" for each in entries)
+    wishes = parse(text, base=tmp_path).wishes
+    for given in (wishes, tuple(reversed(wishes))):
+        matching = Matching(given)
+        for name in ("org/a:1", "org/a:1.2", "org/a:2", "org/a", "org/b:1", "org/b:2", "org/c:1"):
+            meant = parse_image(name)
+            assert matching.first(meant) == next((wish for wish in given if matches(wish, meant)), None)

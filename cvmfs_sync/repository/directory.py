@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 from cvmfs_sync.errors import CloneRefused, RepositoryBusy
@@ -29,6 +30,7 @@ from cvmfs_sync.repository.cloning import link_tree
 from cvmfs_sync.repository.files import (
     exchange,
     make_parents,
+    mtime_unit,
     plain_path,
     remove_empty_parents,
     sync_directory,
@@ -38,10 +40,13 @@ from cvmfs_sync.repository.files import (
 from cvmfs_sync.repository.patience import pauses
 from cvmfs_sync.rootfs import os_errors
 
-__all__ = ["DirectoryRepository"]
+__all__ = ["COSTS", "DirectoryRepository"]
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+COSTS = Costs(clone=0.01, cloned=20e-6, removed=5e-6, made=45e-6, byte=5e-9)
+"""On ext4 and two cores, by `python -m benchmarks.publishing --fit`. What is removed is cloned before, but need not be
+verified."""
 
 
 class DirectoryRepository:
@@ -54,13 +59,6 @@ class DirectoryRepository:
         wait: How long to wait for another process's transaction.
     """
 
-    # On ext4 and two cores, by `python -m benchmarks.publishing --fit`. What is removed is cloned before, but need not
-    # be verified.
-    traits = Traits(
-        Costs(clone=0.01, cloned=20e-6, removed=5e-6, made=45e-6, byte=5e-9),
-        keeps_hard_links=True, mtime_unit=1, shares_files=True,
-    )  # fmt: skip
-
     def __init__(
         self, root: Path, *, wait: timedelta = timedelta(0), sleep: Callable[[float], object] = time.sleep
     ) -> None:
@@ -69,6 +67,11 @@ class DirectoryRepository:
         self._sleep = sleep
         self._own = root / OWN
         self._staging = self._own / "staging"
+
+    @cached_property
+    def traits(self) -> Traits:
+        """See `ports.Repository`. How exact times are is tried out when somebody first asks."""
+        return Traits(COSTS, keeps_hard_links=True, mtime_unit=mtime_unit(self.root), shares_files=True)
 
     @contextmanager
     def transaction(self, purpose: str, clone: Clone | None = None) -> Iterator[DirectoryTransaction]:

@@ -6,14 +6,19 @@ import ctypes
 import errno
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from cvmfs_sync.errors import RepositoryUnavailable
 
 __all__ = [
-    "exchange", "make_parents", "plain_path", "remove_empty_parents", "sync_directory", "sync_file_system", "write_new",
+    "exchange", "make_parents", "mtime_unit", "plain_path", "remove_empty_parents", "sync_directory",
+    "sync_file_system", "write_new",
 ]  # fmt: skip
 
+# Those of file systems that Linux mounts: most; NTFS and SMB; exFAT; ext4 with inodes of 128 bytes; FAT.
+_TIME_UNITS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000)
+_ODD_TIME = 1_000_000_001_123_456_789
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -105,6 +110,23 @@ def exchange(one: Path, other: Path) -> bool:
     if number in _CANNOT_EXCHANGE:
         return False
     raise OSError(number, os.strerror(number), str(other))
+
+
+def mtime_unit(directory: Path) -> int:
+    """What modification times are rounded down to in a directory, in nanoseconds; 1 where that can't be tried.
+
+    A directory that is not there yet will be on the file system of what is above it. The file that it is tried with has
+    no name, or not for long.
+    """
+    while not directory.is_dir() and directory != directory.parent:
+        directory = directory.parent
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            os.utime(probe.fileno(), ns=(_ODD_TIME, _ODD_TIME))
+            found = os.fstat(probe.fileno()).st_mtime_ns
+    except OSError:
+        return 1
+    return next((unit for unit in _TIME_UNITS if _ODD_TIME // unit * unit == found), 1)
 
 
 def sync_directory(path: Path) -> None:

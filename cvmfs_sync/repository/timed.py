@@ -28,7 +28,11 @@ class TimedRepository:
         self._inner = inner
         self._held = held
         self.root: Path = inner.root
-        self.traits: Traits = inner.traits
+
+    @property
+    def traits(self) -> Traits:
+        """See `ports.Repository`."""
+        return self._inner.traits
 
     @contextmanager
     def transaction(self, purpose: str, clone: Clone | None = None) -> Iterator[Transaction]:
