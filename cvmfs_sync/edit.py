@@ -16,9 +16,9 @@ from pathlib import Path
 
 from cvmfs_sync.difference import Fields, Make, Settle, TreeDiff
 from cvmfs_sync.removal import remove_at
-from cvmfs_sync.tar import Entry, Kind, Reader
+from cvmfs_sync.tar import Entry, Kind
 from cvmfs_sync.tree import Tree, split
-from cvmfs_sync.writing import IGNORED_XATTR_ERRORS, NEW_FILE, DirectoryWriter, Policy
+from cvmfs_sync.writing import IGNORED_XATTR_ERRORS, NEW_FILE, DirectoryWriter, FileContent, Policy
 
 __all__ = ["TreeEditor", "wanted_files"]
 
@@ -61,7 +61,7 @@ class TreeEditor(DirectoryWriter):
             parent, name = split(make.path)
             os.mkdir(name, 0o700, dir_fd=self._directory(parent))
 
-    def write(self, makes: Iterable[Make], content: Reader) -> None:
+    def write(self, makes: Iterable[Make], content: FileContent) -> None:
         """Write a file, and copy it to its further names, each a file of its own."""
         first: bytes | None = None
         for make in makes:

@@ -18,6 +18,7 @@ from typing import Self
 from cvmfs_sync.difference import Content, Metadata, contents
 from cvmfs_sync.edit import wanted_files
 from cvmfs_sync.errors import LimitExceeded
+from cvmfs_sync.extract import Extracted, extracted
 from cvmfs_sync.fetch import fetching, spooled
 from cvmfs_sync.flatten import Budget, Layer, no_garbage_collection
 from cvmfs_sync.image import ResolvedImage
@@ -65,6 +66,7 @@ class Prepared:
         size: Bytes of its regular files, several names of one counted once.
         entries: Names in it.
         seconds: That it took, fetching included.
+        extracted: The content of the files that `choice` needs, where it could be taken out of the layers ahead.
     """
 
     image: ResolvedImage
@@ -78,6 +80,7 @@ class Prepared:
     entries: int
     _resources: ExitStack = field(repr=False)
     seconds: float = 0.0
+    extracted: Extracted | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +161,12 @@ class Preparer:
             )
             hold({image.manifest.layers[number].digest for number in wanted_files(choice.difference)})
             prepared.fetch_wanted()
+            if choice.relative is not None:
+                # An image that is written whole has so much content that writing it twice costs more than it saves.
+                wanted, limits = wanted_files(choice.difference), self.recipe.limits
+                prepared.extracted = resources.enter_context(
+                    extracted(layers, wanted, limits, self.spool, str(image.name), owner)
+                )
             coming = Candidate(path, repository_of(image.name), _layer_sizes(image), likeness, "")
             self.shelf.announce(coming, tree_index(tree_id(path), tree, content))
             prepared._resources = resources.pop_all()
@@ -171,6 +180,7 @@ class Preparer:
             ImageError: What has to be written now could not be fetched.
             NoSpace: It does not fit into the spool.
         """
+        prepared.extracted = None
         if whole:
             difference = whole_difference(prepared.tree, prepared.content, kept_metadata(self.repository.traits))
             prepared.choice = replace(prepared.choice, relative=None, difference=difference, cost=prepared.choice.whole)

@@ -12,7 +12,7 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,16 +21,15 @@ from typing import Any
 
 from cvmfs_sync import __version__
 from cvmfs_sync.catalogue import CatalogueFile, LinkWish, catalogue_entry
-from cvmfs_sync.difference import Make
 from cvmfs_sync.edit import TreeEditor, wanted_files
-from cvmfs_sync.errors import CloneRefused, InvalidImage, NotAsMeant
-from cvmfs_sync.flatten import layers_ahead
+from cvmfs_sync.errors import CloneRefused, NotAsMeant
+from cvmfs_sync.extract import wanted_contents
 from cvmfs_sync.inventory import CatalogueEntry, Published, all_links, find_tree
 from cvmfs_sync.layout import Layout, record_path, relative_target, tree_key
 from cvmfs_sync.ports import Clone, Progress, Repository, Transaction
 from cvmfs_sync.prepare import Prepared, Recipe, kept_metadata
 from cvmfs_sync.sandbox import GENERATION
-from cvmfs_sync.tar import Kind, Limits, Reader
+from cvmfs_sync.tar import Kind
 from cvmfs_sync.tree import printable
 from cvmfs_sync.verify import verify
 from cvmfs_sync.writing import SANDBOX
@@ -145,9 +144,14 @@ def _write(root: Path, repository: Repository, recipe: Recipe, prepared: Prepare
     with TreeEditor(root, SANDBOX, difference, shared=shared) as editor:
         try:
             editor.begin()
-            with closing(layers_ahead(prepared.layers, sorted(wanted, reverse=True), recipe.limits)) as opened:
-                for number, chunks in opened:
-                    _write_files(editor, prepared.layers[number].what, chunks, recipe.limits, wanted[number], progress)
+            if prepared.extracted is not None:
+                for makes, content in prepared.extracted.pieces:
+                    editor.write(makes, content)
+                    progress.advance(makes[0].inode.entry.size)
+            else:
+                with closing(wanted_contents(prepared.layers, wanted, recipe.limits, progress.advance)) as contents:
+                    for makes, content in contents:
+                        editor.write(makes, content)
             editor.finish(prepared.tree)
         except OSError as error:
             if prepared.choice.relative is None or error.errno not in _OTHERWISE:
@@ -157,39 +161,6 @@ def _write(root: Path, repository: Repository, recipe: Recipe, prepared: Prepare
                 found=f"{error.strerror}: {printable(os.fsencode(error.filename or b''))}",
                 todo="`cvmfs-sync fsck` tells what has become of it",
             ) from error
-
-
-def _write_files(
-    editor: TreeEditor,
-    what: str,
-    chunks: Iterable[bytes],
-    limits: Limits,
-    wanted: Mapping[int, tuple[Make, ...]],
-    progress: Progress,
-) -> None:
-    """Write the files that are wanted of one layer; what comes after the last one is not read.
-
-    Raises:
-        InvalidImage: The layer is not the one that its index was made of.
-    """
-    left = dict(wanted)
-    reader = Reader(chunks, limits, what=what)
-    for ordinal, entry in enumerate(reader):
-        makes = left.get(ordinal)
-        if makes is not None:
-            if entry != makes[0].inode.entry:
-                break
-            editor.write(makes, reader)
-            progress.advance(entry.size)
-            del left[ordinal]
-            if not left:
-                return
-    path = next(iter(left.values()))[0].inode.entry.path
-    raise InvalidImage(
-        f"{what}: not the layer that its diff_id names",
-        found=f"something else at {printable(path)}",
-        expected="what the layer of that diff_id has there",
-    )
 
 
 def _require_as_meant(root: Path, repository: Repository, prepared: Prepared) -> None:

@@ -11,12 +11,13 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from cvmfs_sync.beneath import open_directory
-from cvmfs_sync.tar import Entry, Kind, Reader
+from cvmfs_sync.tar import Entry, Kind
 from cvmfs_sync.tree import Inode, printable, split
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "NEW_FILE",
     "SANDBOX",
     "DirectoryWriter",
+    "FileContent",
     "Policy",
     "exact_policy",
 ]
@@ -37,6 +39,16 @@ _OPEN_DIRECTORIES = 600
 # Up to this size a file is written from one piece.
 _SMALL = 1 << 16
 IGNORED_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
+
+
+class FileContent(Protocol):
+    """The stored bytes of one regular file: of a sparse one those of its segments, one after another."""
+
+    def read(self) -> bytes:
+        """What is left of them, at once."""
+
+    def content(self) -> Iterator[memoryview]:
+        """What is left of them, in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +150,7 @@ class DirectoryWriter:
         os.chmod(name, entry.mode | self._policy.file_mode, dir_fd=directory)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=directory, follow_symlinks=False)
 
-    def _write(self, descriptor: int, entry: Entry, content: Reader) -> None:
+    def _write(self, descriptor: int, entry: Entry, content: FileContent) -> None:
         """Content and metadata of a file; closes the descriptor."""
         try:
             if entry.sparse is not None:
@@ -221,7 +233,7 @@ def _write_all(descriptor: int, piece: bytes | memoryview) -> None:
         written = os.write(descriptor, piece)
 
 
-def _write_sparse(descriptor: int, entry: Entry, content: Reader) -> None:
+def _write_sparse(descriptor: int, entry: Entry, content: FileContent) -> None:
     """Data segments at their offsets, holes between them."""
     segments = iter(entry.sparse or ())
     left = 0
