@@ -708,6 +708,21 @@ def test_a_drip_is_not_waited_for(registry: ScriptableRegistry) -> None:
     assert len(registry.requests) == 3
 
 
+def test_a_drip_comes_in_small_pieces(registry: ScriptableRegistry) -> None:
+    """What drips is given out every second, so that whoever reads it can stop without waiting for the next MiB."""
+    descriptor = blob_of(registry, b"x" * 200)
+    registry.drip("/blobs/", 0.05, head=False)
+    seconds = itertools.count(0, 1)
+    timing = Timing(
+        lambda: float(next(seconds)), time.time, lambda _: None, lambda: 0.0, Patience(1e9, 60, 1e9, 1e9, 1e9)
+    )
+    source = RegistrySource(default=RegistrySettings(insecure=True), credentials=Nobody(), timing=timing)
+    pieces = source.blob(ref(registry), descriptor)
+    assert 0 < len(next(pieces)) < descriptor.size
+    pieces.close()  # type: ignore[attr-defined]
+    source.close()
+
+
 def test_parallel_downloads(source: RegistrySource, registry: ScriptableRegistry) -> None:
     """Threads share a client."""
     descriptor = blob_of(registry, BIG)

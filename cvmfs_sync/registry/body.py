@@ -17,6 +17,8 @@ __all__ = ["BodyCutError", "discard", "read_body", "read_document"]
 
 PIECE = 1024 * 1024
 MAX_DISCARD = 16 * 1024
+# Who reads can stop between pieces only: of a body that drips, what has come by then is a piece, too.
+PIECE_SECONDS = 1.0
 # A server that sends a byte a minute never runs into the read time-out.
 SLOWEST_RATE = 1024
 
@@ -47,7 +49,9 @@ def discard(response: requests.Response, timing: Timing) -> None:
 
 
 def read_body(response: requests.Response, timing: Timing, *, within: float | None = None) -> Iterator[bytes]:
-    """The body as it was sent, undecoded, in pieces of 1 MiB; what came before a cut is given out too.
+    """The body as it was sent, undecoded, in pieces of up to 1 MiB; what came before a cut is given out too.
+
+    While anything comes at all, there is a piece at least every second.
 
     Args:
         response: Its head has been read, nothing else.
@@ -58,7 +62,7 @@ def read_body(response: requests.Response, timing: Timing, *, within: float | No
         BodyCutError: If the connection breaks, ends before Content-Length, or is slower than 1 KiB/s for a minute.
     """
     parts: list[bytes] = []
-    began = since = timing.clock()
+    began = since = given = timing.clock()
     size, window = 0, 0
     cut: BodyCutError | None = None
     while cut is None:
@@ -79,11 +83,12 @@ def read_body(response: requests.Response, timing: Timing, *, within: float | No
             if window < SLOWEST_RATE * elapsed:
                 cut = BodyCutError(f"{window} bytes in {elapsed:.0f} s", slow=True)
             since, window = now, 0
-        if size >= PIECE:
+        if size >= PIECE or now - given >= PIECE_SECONDS:
             yield b"".join(parts)
             parts, size = [], 0
+            given = timing.clock()
             # The reader's own time is not the server's fault.
-            since, window = timing.clock(), 0
+            since += given - now
     if parts:
         yield b"".join(parts)
     if cut is not None:
