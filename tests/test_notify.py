@@ -127,14 +127,23 @@ def test_the_watchdog_is_told_only_while_there_is_progress(tmp_path: Path) -> No
     """WATCHDOG=1 comes again and again, and stops with the progress."""
     alive = threading.Event()
     alive.set()
+    asked_in_vain = threading.Semaphore(0)
+
+    def progress() -> bool:
+        answer = alive.is_set()
+        if not answer:
+            asked_in_vain.release()
+        return answer
+
     with listening(tmp_path) as manager:
         notifier = Notifier(manager.address)
-        notifier.watch(0.1, alive.is_set)
+        notifier.watch(0.1, progress)
         number = manager.wait_for(lambda said: said == {"WATCHDOG": "1"})
         manager.wait_for(lambda said: said == {"WATCHDOG": "1"}, number)
         alive.clear()
-        time.sleep(0.2)
+        assert asked_in_vain.acquire(timeout=60)
         count = len(manager.listen())
-        time.sleep(0.3)
+        for _ in range(3):
+            assert asked_in_vain.acquire(timeout=60)
         assert len(manager.listen()) == count
         notifier.close()
