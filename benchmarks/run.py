@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import images, polling, publishing, report, scaling
+from benchmarks import images, pages, polling, publishing, report, scaling
 from benchmarks.contenders import CONTENDERS, OURS, Contender, Target
 from benchmarks.measure import Failed, can_mount, count_entries, fresh_directory, large_temporary, run
 from benchmarks.profiles import profile
@@ -24,6 +24,7 @@ from tests.support.registry import RegistryServer, start_docker_registry
 _REPOSITORY = "bench/image"
 _PUBLISHING = "publishing"
 _POLLING = "polling"
+_PAGES = "pages"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             polled = polling.measure_all(runs=options.runs, repositories=repositories, population=population)
             _print(f"\n{polling.tables(*polled)}")
             result["polling"] = polling.document(*polled)
+        if _is_chosen(_PAGES, options.only) and not (options.scale or options.profile):
+            served = pages.measure(*(pages.QUICK if options.quick else pages.FULL))
+            _print(f"\n{pages.tables(served)}")
+            result["pages"] = pages.document(served)
     except (images.Unavailable, Failed) as problem:
         _say(str(problem))
         return 1
@@ -84,7 +89,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small image that needs neither root nor packages")
     parser.add_argument(
         "--only", default="", metavar="PART,...",
-        help="contenders with one of these in their name, 'publishing' and 'polling'",
+        help="contenders with one of these in their name, 'publishing', 'polling' and 'pages'",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="all samples, and the machine")
     parser.add_argument("--profile", action="store_true", help="show where unpack and squash spend their time instead")
@@ -94,7 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: at least 1")
-    others = [_PUBLISHING, _POLLING]
+    others = [_PUBLISHING, _POLLING, _PAGES]
     if not _chosen(options.only) and not any(_is_chosen(each, options.only) for each in others):
         parser.error(f"--only: no contender; there are {', '.join([*(each.name for each in CONTENDERS), *others])}")
     return options

@@ -17,7 +17,7 @@ from pathlib import Path
 from cvmfs_sync.errors import NoSpace, RepositoryUnavailable
 from cvmfs_sync.rootfs import os_errors
 
-__all__ = ["copy_of", "open_database", "open_readonly", "usable"]
+__all__ = ["copy_of", "empty", "open_database", "open_readonly", "usable"]
 
 log = logging.getLogger(__name__)
 _VERSION = 4
@@ -128,7 +128,7 @@ def open_readonly(path: Path) -> sqlite3.Connection | None:
 
 def copy_of(path: Path) -> sqlite3.Connection:
     """A copy in memory; an empty one if there is no database, or none that this user may read. Nothing is made."""
-    copy = sqlite3.connect(":memory:", check_same_thread=False)
+    copy = empty()
     # Without `immutable`, SQLite would make files beside the database, with the owner of whoever looks.
     mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
     try:
@@ -137,9 +137,16 @@ def copy_of(path: Path) -> sqlite3.Connection:
                 stored.backup(copy)
     except (sqlite3.Error, OSError) as error:
         log.info("no history: %s: %s", path, error)
-    if copy.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-        copy.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+        copy.close()
+        return empty()
     return copy
+
+
+def empty() -> sqlite3.Connection:
+    """A database in memory in which nothing is remembered; threads may share it."""
+    database = sqlite3.connect(":memory:", check_same_thread=False)
+    database.executescript(f"{_SCHEMA} PRAGMA user_version = {_VERSION};")
+    return database
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from cvmfs_sync.database import copy_of, open_database, open_readonly, usable
+from cvmfs_sync.database import copy_of, empty, open_database, open_readonly, usable
 from cvmfs_sync.errors import InvalidReference
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.remembered import Event, Failure, LogLine, NumberedEvent, Orphan
@@ -64,6 +64,11 @@ class State:
         """
         path = directory / "state.sqlite"
         return cls._of(path, copy_of(path))
+
+    @classmethod
+    def empty(cls) -> Self:
+        """One in which nothing is remembered, in memory; threads may share it."""
+        return cls._of(Path(":memory:"), empty())
 
     @classmethod
     def open_readonly(cls, directory: Path) -> Self | None:

@@ -17,6 +17,7 @@ from benchmarks import (
     fitting,
     images,
     measure,
+    pages,
     pipelining,
     places,
     publications,
@@ -323,3 +324,17 @@ def test_a_narrow_line_lets_everything_through(tmp_path: Path) -> None:
         with pipelining.narrow(registry.host, 1_000_000) as host:
             response = urllib.request.urlopen(f"http://{host}/v2/some/image/blobs/{digest}")
             assert response.read() == content
+
+
+def test_pages_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every address has an answer, and the table a line for each."""
+    monkeypatch.setattr(pages, "_LOAD_SECONDS", 1)
+    monkeypatch.setattr(pages, "_TIMES", 3)
+    monkeypatch.setattr(
+        pages, "_ADDRESSES", {each: pages._ADDRESSES[each] for each in ("search", "events, first page")}
+    )
+    served = pages.measure(20, 200)
+    assert (served.images, served.events) == (20, 200)
+    assert served.memory > 1 << 20
+    assert [each.size > 0 for each in served.answers] == [True, True]
+    assert "events, first page" in pages.tables(served)

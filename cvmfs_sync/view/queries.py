@@ -9,7 +9,6 @@ is better than none.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +92,7 @@ class View:
         self._closing = threading.Event()
         self._state: State | None = None
         self._former: list[State] = []
-        self._empty = State.snapshot(Path(os.devnull) / "nothing")
+        self._empty = State.empty()
         self._wishes: tuple[object, ImageList, Mapping[str, str | None]] | None = None
         self._seen: object = None
         self._snapshot = self._take()

@@ -67,11 +67,12 @@ async def _end_with(parent: int, server: uvicorn.Server) -> None:
 
 
 def step_back() -> None:
-    """Let everybody else on this machine go first."""
+    """Let everybody else on this machine go first.
+
+    Not `SCHED_IDLE`: a publisher that is busy for hours would show no pages for hours.
+    """
     with suppress(OSError):
         os.nice(_LOWEST - os.nice(0))
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _listening(address: Address) -> socket.socket:
