@@ -92,7 +92,7 @@ def test_a_report_becomes_numbers() -> None:
     assert _value(metrics, "cvmfs_sync_publish_duration_seconds_sum") == 5.0
     assert _value(metrics, "cvmfs_sync_cycle_duration_seconds_sum") == 7.0
     assert _value(metrics, "cvmfs_sync_cycles_total", result="image_failed") == 1
-    assert _value(metrics, "cvmfs_sync_last_success_timestamp_seconds") == 0
+    assert _value(metrics, "cvmfs_sync_last_success_timestamp_seconds") == NOW.timestamp()
     assert _value(metrics, "cvmfs_sync_last_cycle_timestamp_seconds") == NOW.timestamp()
 
 
@@ -113,7 +113,7 @@ def test_a_cycle_has_one_result(report: CycleReport, result: str) -> None:
         r: float(r == result) for r in CYCLE_RESULTS
     }
     success = _value(metrics, "cvmfs_sync_last_success_timestamp_seconds")
-    assert success == (NOW.timestamp() if result == "ok" else 0)
+    assert success == (0 if result == "stopped" else NOW.timestamp())
 
 
 def test_documentation_and_metrics_are_equal() -> None:
