@@ -7,13 +7,16 @@ An outcome goes in. What it means for the next passes, such as when a failed ima
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from cvmfs_sync.context import Context
-from cvmfs_sync.errors import BlockedImage, ImageError, RepositoryError
+from cvmfs_sync.errors import BlockedImage, CvmfsSyncError, ImageError, RepositoryError
 from cvmfs_sync.outcome import Outcome
+from cvmfs_sync.passes import current_pass
 from cvmfs_sync.plan import wish_key
+from cvmfs_sync.remembered import LogLine
 
-__all__ = ["account"]
+__all__ = ["account", "keep_log"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,9 @@ def account(context: Context, outcome: Outcome, *, ends_all: bool) -> None:
                 kind=type(outcome.error).__name__,
             )  # fmt: skip
             log.info("failed image=%s reason=%s", name, outcome.error)
+            if not current_pass():
+                # It came to its end before its pass began.
+                keep_log(context, target.link, [LogLine(now, "info", f"failed image={name} reason={outcome.error}")])
         case "published" | "linked":
             state.succeeded(target.link, name, now)
             state.record(target.link, name, outcome.result, outcome.digest, f"{outcome.seconds:.1f} s", now)
@@ -58,3 +64,11 @@ def account(context: Context, outcome: Outcome, *, ends_all: bool) -> None:
         case "unchanged":
             state.succeeded(target.link, name, now)
             log.debug("unchanged image=%s digest=%s", name, outcome.digest)
+
+
+def keep_log(context: Context, link: str, lines: Sequence[LogLine]) -> None:
+    """Keep what was logged while a link was worked on; that this can't be done ends nothing."""
+    try:
+        context.state.keep_log(link, lines)
+    except CvmfsSyncError as error:
+        log.warning("the log lines of %s are not kept: %s", link, error)

@@ -113,7 +113,10 @@ def set_up_logging(*, verbose: int, as_json: bool = False) -> None:
     root = logging.getLogger("cvmfs_sync")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    handler.setLevel(level)
+    # What is said of an image's pass is kept for those who ask (`passlog`), whatever stderr shows.
+    root.setLevel(min(level, logging.INFO))
 
 
 def print_error(error: CvmfsSyncError) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.backoff import Backoff
 from cvmfs_sync.index import IndexCache
+from cvmfs_sync.passlog import PassLog
 from cvmfs_sync.ports import Progress, Repository, Silent
 from cvmfs_sync.prepare import Recipe
 from cvmfs_sync.resolve import Sources
@@ -30,6 +31,7 @@ class Context:
         now: The time, UTC.
         backoff: When what has failed is tried again.
         backlog: What waits to be published.
+        pass_log: What was logged in the passes that are under way.
     """
 
     repository: Repository
@@ -44,3 +46,4 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     backoff: Backoff = field(default_factory=Backoff)
     backlog: Backlog = field(default_factory=Backlog)
+    pass_log: PassLog = field(default_factory=PassLog)

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from cvmfs_sync.accounting import account
+from cvmfs_sync.accounting import account, keep_log
 from cvmfs_sync.catalogue import CatalogueFile, LinkWish
 from cvmfs_sync.context import Context
 from cvmfs_sync.errors import CloneRefused, CvmfsSyncError, ImageError, NoSpace, NotAsMeant, RepositoryError
@@ -120,6 +120,7 @@ class Executor:
                     job, prepared = next(ready)
                     with in_pass(job.pass_id):
                         made = self._publish(step, job, prepared, waiting)
+                    self._keep_log(job, [step.target, *(each.target for each in waiting if made)])
                     if made:
                         waiting.clear()
                     elif waiting and self.stopped is None:
@@ -132,6 +133,12 @@ class Executor:
                 self.gap.serve(self._publish_now)
                 left = self._still_missing(left, followers)
             todo = left
+
+    def _keep_log(self, job: Job, targets: Sequence[Target]) -> None:
+        """The pass of an image is over: keep what was logged in it for all links that it was for."""
+        lines = self.context.pass_log.take(job.pass_id)
+        for target in targets:
+            keep_log(self.context, target.link, lines)
 
     def _publish_now(self, wishes: ImageList, only: Sequence[ImageName]) -> CycleReport:
         """A small cycle within this one; what it publishes is known here, too."""

@@ -27,6 +27,7 @@ from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.index import IndexCache
 from cvmfs_sync.layout import Layout
 from cvmfs_sync.listsource import Reading, known_list, name_of, read_list
+from cvmfs_sync.passlog import collecting
 from cvmfs_sync.ports import Progress, Repository
 from cvmfs_sync.prepare import Recipe
 from cvmfs_sync.registry import (
@@ -211,6 +212,7 @@ def make_context(
             IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"),
             clock or now, replace(sources, registry=registry.urgent()), telling(bars),
             Backoff(schedule) if isinstance(schedule, timedelta) else Backoff(), backlog or Backlog(),
+            stack.enter_context(collecting()),
         )  # fmt: skip
 
 
