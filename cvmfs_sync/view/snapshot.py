@@ -11,7 +11,7 @@ import posixpath
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain
@@ -35,6 +35,7 @@ __all__ = ["SORTS", "Known", "Query", "Snapshot", "Sort", "take_snapshot"]
 Sort = Literal["name", "-published", "-size", "state"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 _TEXT = 2000
+_ANSWERS = 64
 _URGENCY: Mapping[ImageState, int] = {"failed": 0, "blocked": 1, "pending": 2, "unlisted": 3, "published": 4}
 
 
@@ -70,6 +71,16 @@ class Known:
     catalogue: Catalogue
     failures: Mapping[str, Failure]
     checked: Mapping[tuple[str, str], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    """What a query has found; the counts are of what matches but for that one condition."""
+
+    images: list[Summary]
+    states: dict[ImageState, int]
+    registries: dict[str, int]
+    platforms: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,28 @@ class Snapshot:
 
     def query(self, query: Query) -> Images:
         """The images that a query asks for."""
+        matches = self._matches(replace(query, offset=0, limit=0))
+        return Images(
+            total=len(matches.images), offset=query.offset, limit=query.limit, states=matches.states,
+            registries=matches.registries, platforms=matches.platforms,
+            images=matches.images[query.offset : query.offset + query.limit],
+        )  # fmt: skip
+
+    def _matches(self, query: Query) -> _Matches:
+        """All that match; those of the latest queries are kept, for the next page, and for the many who ask the same."""
+        known = self._answers.get(query)
+        if known is None:
+            known = self._search(query)
+            while len(self._answers) >= _ANSWERS:
+                # Threads may do this at the same time.
+                self._answers.pop(next(iter(self._answers), query), None)
+            self._answers[query] = known
+        return known
+
+    def _search(self, query: Query) -> _Matches:
         words = query.q.casefold().split()
         wanted = {"state": query.state, "registry": query.registry, "platform": query.platform}
+        given = {key: value for key, value in wanted.items() if value is not None}
         states: Counter[ImageState] = Counter()
         registries: Counter[str] = Counter()
         platforms: Counter[str] = Counter()
@@ -127,7 +158,7 @@ class Snapshot:
                 continue
             if not all(word in text for word in words):
                 continue
-            misses = [key for key, value in wanted.items() if value is not None and getattr(image, key) != value]
+            misses = [key for key, value in given.items() if getattr(image, key) != value]
             if not misses:
                 found.append(image)
             if not misses or misses == ["state"]:
@@ -136,11 +167,7 @@ class Snapshot:
                 registries[image.registry] += 1
             if not misses or misses == ["platform"]:
                 platforms[image.platform] += 1
-        return Images(
-            total=len(found), offset=query.offset, limit=query.limit, states=dict(states),
-            registries=dict(registries), platforms=dict(platforms),
-            images=found[query.offset : query.offset + query.limit],
-        )  # fmt: skip
+        return _Matches(found, dict(states), dict(registries), dict(platforms))
 
     def _sorted(self, sort: Sort) -> Sequence[tuple[Summary, str]]:
         """All images in this order, each with the text that is searched."""
@@ -159,6 +186,10 @@ class Snapshot:
                     done = images
             self._orders[sort] = done
         return done
+
+    @cached_property
+    def _answers(self) -> dict[Query, _Matches]:
+        return {}
 
     @cached_property
     def _orders(self) -> dict[Sort, Sequence[tuple[Summary, str]]]:
