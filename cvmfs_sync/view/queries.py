@@ -114,6 +114,16 @@ class View:
         """Another text whenever what is shown of images and events may be another."""
         return self._snapshot.version
 
+    @property
+    def repository(self) -> str:
+        """Name of the repository."""
+        return self._origins.repository.root.name
+
+    @property
+    def now(self) -> datetime:
+        """The time, UTC."""
+        return self._origins.now()
+
     def images(self, query: Query) -> Images:
         """Some of the images."""
         return self._snapshot.query(query)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from cvmfs_sync import __version__
 from cvmfs_sync.view.queries import View
-from cvmfs_sync.web import api
+from cvmfs_sync.web import api, html
 from cvmfs_sync.web.problems import Problem, problem
 from cvmfs_sync.web.security import Guard
 
@@ -42,12 +42,12 @@ def make_app(view: View, routers: Sequence[APIRouter] = (), *, url: str | None =
     app.add_middleware(Guard)
 
     @app.exception_handler(Problem)
-    async def _problem(_request: Request, error: Problem) -> Response:
-        return problem(error.status, error.detail)
+    def _problem(request: Request, error: Problem) -> Response:
+        return _wrong(request, error.status, error.detail)
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> Response:
-        answer = problem(error.status_code, HTTPStatus(error.status_code).description or "no")
+    def _http(request: Request, error: HTTPException) -> Response:
+        answer = _wrong(request, error.status_code, HTTPStatus(error.status_code).description or "no")
         answer.headers.update(error.headers or {})
         return answer
 
@@ -57,3 +57,7 @@ def make_app(view: View, routers: Sequence[APIRouter] = (), *, url: str | None =
         return problem(422, "a parameter is wrong", parameters=wrong[:20])
 
     return app
+
+
+def _wrong(request: Request, status: int, detail: str) -> Response:
+    return html.error(request, status, detail) if html.wanted(request) else problem(status, detail)

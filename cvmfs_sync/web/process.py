@@ -8,16 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastapi import APIRouter
+
 from cvmfs_sync.config import Config
 from cvmfs_sync.control import ask
 from cvmfs_sync.errors import UsageError
 from cvmfs_sync.service import known_wishes, make_recipe, make_repository, now
 from cvmfs_sync.view.queries import Origins, View
 from cvmfs_sync.view.redaction import Redaction
+from cvmfs_sync.web import html
 from cvmfs_sync.web.app import make_app
+from cvmfs_sync.web.live import live_router
 from cvmfs_sync.web.server import serve, step_back
 
-__all__ = ["open_view", "serve_pages"]
+__all__ = ["open_view", "routers", "serve_pages"]
 
 
 @contextmanager
@@ -53,6 +57,11 @@ def redaction(config: Config) -> Redaction:
     return Redaction([config.repository.root, Path("/cvmfs")], named)
 
 
+def routers() -> list[APIRouter]:
+    """What is answered beside the API."""
+    return [html.router, live_router()]
+
+
 def serve_pages(config: Config, *, parent: int | None = None) -> None:
     """Show pages until SIGTERM or SIGINT; see `server.serve`.
 
@@ -63,7 +72,7 @@ def serve_pages(config: Config, *, parent: int | None = None) -> None:
         raise UsageError("web.listen is null: there are to be no pages", todo="set web.listen to host:port")
     step_back()
     with open_view(config) as view:
-        serve(make_app(view, url=config.web.url), config.web.listen, parent=parent)
+        serve(make_app(view, routers(), url=config.web.url), config.web.listen, parent=parent)
 
 
 def _list_version(config: Config) -> object:
