@@ -135,7 +135,7 @@ class Snapshot:
         )  # fmt: skip
 
     def _matches(self, query: Query) -> _Matches:
-        """All that match; those of the latest queries are kept, for the next page, and for the many who ask the same."""
+        """All that match; the latest answers are kept, for the next page, and for the many who ask the same."""
         known = self._answers.get(query)
         if known is None:
             known = self._search(query)
