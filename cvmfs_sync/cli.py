@@ -21,7 +21,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from cvmfs_sync import __version__
-from cvmfs_sync.console import print_error, print_json, printable, set_up_logging
+from cvmfs_sync.console import print_error, print_json, printable, set_up_logging, show_work
 from cvmfs_sync.errors import CvmfsSyncError, RepositoryError, UsageError
 from cvmfs_sync.reference import Platform, parse_image
 from cvmfs_sync.stopping import Stopping, Terminated
@@ -367,8 +367,7 @@ def _run(context: typer.Context, config: ConfigOption = _DEFAULT_CONFIG) -> int:
     from cvmfs_sync.service import load_config
     from cvmfs_sync.serving import Daemon
 
-    logger = logging.getLogger("cvmfs_sync")
-    logger.setLevel(min(logger.level, logging.INFO))
+    show_work()
     stopping = Stopping()
     with suppress(Terminated):
         _stop_by(stopping)
@@ -393,8 +392,7 @@ def _serve(
     from cvmfs_sync.service import load_config
     from cvmfs_sync.web.process import serve_pages
 
-    logger = logging.getLogger("cvmfs_sync")
-    logger.setLevel(min(logger.level, logging.INFO))
+    show_work()
     with suppress(Terminated):
         serve_pages(load_config(config), parent=parent)
     return 0
@@ -540,6 +538,56 @@ def _where(
     link = layout.link(name)
     there = published(repository, layout, link) is not None
     sys.stdout.write(f"{repository.root / link if there else runnable(name)}\n")
+    return 0
+
+
+class ExportForm(enum.StrEnum):
+    """For which program a dictionary is."""
+
+    GLIDEINWMS = "glideinwms"
+    HTCONDOR = "htcondor"
+    JSON = "json"
+
+
+@app.command("export")
+def _export(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    form: Annotated[
+        ExportForm, typer.Option("--format", help="GlideinWMS's SINGULARITY_IMAGES_DICT, or JSON for HTCondor.")
+    ] = ExportForm.JSON,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--key", metavar="KEY=IMAGE", help="Only this image, under this key; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write this file; stdout by default.")
+    ] = None,
+) -> int:
+    """Print the published images as a dictionary for a batch system.
+
+    What its syntax cannot hold is left out and told on stderr. Exit code 1 if that was an image that --key names; then
+    FILE stays as it was.
+    """
+    from cvmfs_sync.exports import export, parse_keys
+    from cvmfs_sync.service import load_config
+    from cvmfs_sync.web.process import open_view
+
+    chosen = parse_keys(keys or ())
+    with open_view(load_config(config)) as view:
+        exported = export(view.every(), form.value, chosen)
+    for each in exported.left_out:
+        sys.stderr.write(printable(f"{each.image} is left out: {each.reason}\n"))
+    if any(each.asked for each in exported.left_out):
+        return 1
+    if output is None:
+        sys.stdout.write(exported.text)
+        return 0
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        fresh.write_text(exported.text)
+        fresh.replace(output)
+    finally:
+        fresh.unlink(missing_ok=True)
     return 0
 
 

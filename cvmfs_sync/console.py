@@ -24,7 +24,17 @@ from rich.text import Text
 from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.passes import current_pass
 
-__all__ = ["Bars", "document", "human_size", "print_error", "print_json", "print_table", "printable", "set_up_logging"]
+__all__ = [
+    "Bars",
+    "document",
+    "human_size",
+    "print_error",
+    "print_json",
+    "print_table",
+    "printable",
+    "set_up_logging",
+    "show_work",
+]
 
 _COUNTS = re.compile(r"(?:\w+=\d+ ?)+")
 _PLACEHOLDER = re.compile(r"%%|(?:(\w+)=)?%[-#0 +]*\d*(?:\.\d+)?[a-z]")
@@ -117,6 +127,12 @@ def set_up_logging(*, verbose: int, as_json: bool = False) -> None:
     handler.setLevel(level)
     # What is said of an image's pass is kept for those who ask (`passlog`), whatever stderr shows.
     root.setLevel(min(level, logging.INFO))
+
+
+def show_work() -> None:
+    """Log each unit of work from now on, as what runs for long does, whatever was asked for."""
+    for handler in logging.getLogger("cvmfs_sync").handlers:
+        handler.setLevel(min(handler.level, logging.INFO))
 
 
 def print_error(error: CvmfsSyncError) -> None:

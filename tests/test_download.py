@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_sync.errors import BlobMismatch, ImageError, InvalidManifest, NoSpace, RegistryUnavailable
+from cvmfs_sync.errors import BlobMismatch, ImageError, InvalidManifest, LimitExceeded, RegistryUnavailable
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.ports import Silent
 from cvmfs_sync.reference import Digest, Reference
@@ -317,7 +317,7 @@ def test_no_room_for_a_download(tmp_path: Path, registry: ScriptableRegistry) ->
     registry.push_blob(BIG)
     source = RegistrySource(default=RegistrySettings(insecure=True), timing=AT_ONCE)
     name = Reference.parse(f"{registry.host}/org/tool:1")
-    with pytest.raises(NoSpace, match="raise spool_limit"):
+    with pytest.raises(LimitExceeded, match="raise spool_limit"):
         Spool(tmp_path, limit=1000).get(name, descriptor_of(BIG), Sources(source, LayoutSource()), Silent())
     source.close()
     assert registry.requests == []

@@ -140,7 +140,7 @@ def test_the_document_of_the_api_is_true(view: View) -> None:
     """Whatever is asked by it, the answer is one that it describes, and no defect."""
     schema = schemathesis.openapi.from_asgi(f"{API}/openapi.json", make_app(view))
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
-    assert len(operations) == 7
+    assert len(operations) == 8
     for operation in operations:
 
         def check(case: Any) -> None:

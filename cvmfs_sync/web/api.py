@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
+from cvmfs_sync import exports
 from cvmfs_sync.errors import InvalidReference
+from cvmfs_sync.exports import ExportFormat
 from cvmfs_sync.view.documents import Cycle, Document, Events, Image, Images, ImageState, Operations, Where
 from cvmfs_sync.view.documents import Queue as QueueDocument
 from cvmfs_sync.view.queries import View
@@ -109,6 +111,21 @@ def where(request: Request, view: TheView, image: Key) -> Response:
         return _answer(request, view.where(image))
     except InvalidReference as error:
         raise Problem(404, str(error)) from None
+
+
+_EXPORTED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The dictionary.", "content": {kind: {} for kind in ("text/plain", "application/json")}}
+}
+
+
+@router.get("/export", response_class=Response, responses=_EXPORTED)
+def export(
+    request: Request,
+    view: TheView,
+    form: Annotated[ExportFormat, Query(alias="format")] = "json",
+) -> Response:
+    """A dictionary of all published images, for batch systems."""
+    return cached(request, exports.export(view.every(), form).text.encode(), exports.MEDIA_TYPES[form])
 
 
 def _answer(request: Request, document: Document) -> Response:

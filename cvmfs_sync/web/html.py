@@ -18,6 +18,7 @@ from fastapi.responses import Response
 
 from cvmfs_sync.pages import (
     Site,
+    Urls,
     activity_page,
     catalogue_page,
     error_page,
@@ -32,7 +33,7 @@ from cvmfs_sync.web.api import view_of
 from cvmfs_sync.web.caching import cached
 from cvmfs_sync.web.problems import Problem
 
-__all__ = ["error", "router", "wanted"]
+__all__ = ["absolute_urls", "error", "router", "wanted"]
 
 _HTML = "text/html; charset=utf-8"
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
@@ -73,11 +74,11 @@ class _Urls:
     def operations(self) -> str | None:
         return "/operations"
 
-    def feed(self, link: str | None = None) -> str | None:  # noqa: ARG002
-        return None
+    def feed(self, link: str | None = None) -> str | None:
+        return "/feeds/all.atom" if link is None else f"/feeds/images/{_quoted(link)}"
 
-    def badge(self, link: str) -> str | None:  # noqa: ARG002
-        return None
+    def badge(self, link: str) -> str | None:
+        return f"/badges/{_quoted(link)}"
 
     def api(self) -> str | None:
         return "/api/v1/openapi.json"
@@ -87,6 +88,24 @@ class _Urls:
 
     def absolute(self, url: str) -> str:
         return self.base + url
+
+
+class _Absolute(_Urls):
+    """The same for what is read elsewhere."""
+
+    def catalogue(self, parameters: Mapping[str, str]) -> str:
+        return self.absolute(super().catalogue(parameters))
+
+    def image(self, link: str) -> str:
+        return self.absolute(super().image(link))
+
+    def feed(self, link: str | None = None) -> str | None:
+        return self.absolute(super().feed(link) or "")
+
+
+def absolute_urls(request: Request) -> Urls:
+    """Where things are, for documents that are read elsewhere."""
+    return _Absolute((request.app.state.url or "").rstrip("/"))
 
 
 @router.get("/")

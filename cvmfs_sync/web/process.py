@@ -16,7 +16,7 @@ from cvmfs_sync.errors import UsageError
 from cvmfs_sync.service import known_wishes, make_recipe, make_repository, now
 from cvmfs_sync.view.queries import Origins, View
 from cvmfs_sync.view.redaction import Redaction
-from cvmfs_sync.web import html
+from cvmfs_sync.web import feeds, html
 from cvmfs_sync.web.app import make_app
 from cvmfs_sync.web.live import live_router
 from cvmfs_sync.web.server import serve, step_back
@@ -59,7 +59,7 @@ def redaction(config: Config) -> Redaction:
 
 def routers() -> list[APIRouter]:
     """What is answered beside the API."""
-    return [html.router, live_router()]
+    return [html.router, live_router(), feeds.router]
 
 
 def serve_pages(config: Config, *, parent: int | None = None) -> None:
