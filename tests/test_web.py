@@ -203,6 +203,41 @@ def test_serve_ends_with_its_parent(site: Site, tmp_path: Path) -> None:
         process.communicate()
 
 
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed it, once all is read that has come."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(1000):
+            pass
+    except BlockingIOError:
+        return False
+    return True
+
+
+def test_whoever_does_not_ask_is_hung_up_on(site: Site) -> None:
+    """A connection without a request, with half of one, and one that goes on and on; a stream of events stays open."""
+    port = free_port()
+    process = serve(site, port)
+    try:
+        wait_for(f"http://127.0.0.1:{port}{API}/cycle")
+        with (
+            socket.create_connection(("127.0.0.1", port)) as silent,
+            socket.create_connection(("127.0.0.1", port)) as half,
+            socket.create_connection(("127.0.0.1", port)) as stream,
+        ):
+            half.sendall(b"GET / HT")
+            stream.sendall(b"GET /activity/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            for each in (silent, half, stream):
+                each.settimeout(60)
+            assert silent.recv(1) == b""
+            assert half.recv(1) == b""
+            assert stream.recv(1000).startswith(b"HTTP/1.1 200")
+            assert not ended(stream)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
 def test_a_slow_client_holds_nobody_up(site: Site) -> None:
     """Others are answered while one sends a byte now and then."""
     port = free_port()

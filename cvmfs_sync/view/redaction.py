@@ -13,16 +13,20 @@ from pathlib import Path
 __all__ = ["Redaction"]
 
 _LONGEST = 2000
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+# Up to the last '@': a password may hold one, or a slash. A digest's is none.
+_USER_IN_URL = re.compile(r"(?<=://)[^\s'\"<>]*@(?!sha(?:256|512):)")
+_FILE_URL = re.compile(r"(?i)\bfile://[^\s'\"<>;,]*")
+# What the tokens of well-known services begin with, and JSON Web Tokens.
+_TOKEN = re.compile(r"\b(?:gh[pousr]_|github_pat_|glpat-|eyJ)[\w.-]+")
 _SECRET = re.compile(
-    r"(?i)\b((?:authorization|token|access_token|password|passwd|secret|api[_-]?key|signature)['\"]?\s*[=:]\s*"
+    r"(?i)\b((?:authorization|(?:set-)?cookie|x-auth[\w-]*|token|access_token|password|passwd|secret|api[_-]?key|signature)['\"]?\s*[=:]\s*"
     r"(?:(?:bearer|basic)\s+)?['\"]?)[^\s'\"&;,]+"
 )
 _QUERY = re.compile(r"(https?://[^\s?#'\"<>]+)[?#][^\s'\"<>;,]+")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):.*", re.DOTALL)
 # Where a machine has what is its own. Paths inside images are told without the slash, so these are no such.
 _MACHINE = re.compile(
-    r"(?<![\w./:-])/(?:home|root|tmp|var|etc|usr|opt|srv|run|proc|sys|dev|mnt|media|data|scratch|work)(?:/[^\s'\";,:()]*)?"
+    r"(?<![\w./])/(?:home|root|tmp|var|etc|usr|opt|srv|run|proc|sys|dev|mnt|media|data|scratch|work)(?:/[^\s'\";,:()]*)?"
 )
 
 
@@ -42,7 +46,7 @@ class Redaction:
         """The text without all that; at most some thousand characters of it."""
         text = _TRACEBACK.sub("", text[: 4 * _LONGEST])
         text = _QUERY.sub(r"\1", _USER_IN_URL.sub("", text))
-        text = _SECRET.sub(r"\1...", text)
+        text = _TOKEN.sub("...", _SECRET.sub(r"\1...", _FILE_URL.sub("<path>", text)))
         for path, word in self._named:
             text = re.sub(rf"{re.escape(path)}(?=[/\s'\";,:)]|\Z)", f"<{word}>", text)
         places = [(found.start(), found.end()) for path in self._kept for found in re.finditer(re.escape(path), text)]

@@ -53,7 +53,8 @@ def shown(events: Sequence[NumberedEvent], redact: Redaction) -> list[Event]:
         Event(
             id=each.number, at=each.at,
             event="moved" if each.before not in (None, each.digest) else each.event.replace(" ", "_"),
-            image=redact(bounded(each.name)), link=each.link or None, digest=each.digest,
+            image=bounded(each.name) if each.link else redact(bounded(each.name)),
+            link=each.link or None, digest=each.digest,
             before=each.before if each.before != each.digest else None, detail=redact(each.detail),
         )
         for each in events

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cvmfs_sync.errors import UsageError
 from cvmfs_sync.units import Address
@@ -23,6 +24,8 @@ __all__ = ["serve", "step_back"]
 log = logging.getLogger(__name__)
 _CONNECTIONS = 200
 _KEEP_ALIVE_SECONDS = 5
+# From the beginning of a connection, or the end of an answer, until a request has arrived.
+_REQUEST_SECONDS = 5.0
 _END_SECONDS = 2
 _GLANCE_SECONDS = 1.0
 _LOWEST = 19
@@ -41,13 +44,52 @@ def serve(app: ASGIApp, address: Address, *, parent: int | None = None) -> None:
     """
     with _listening(address) as listener:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none", http="h11",
+            app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none", http=_Impatient,
             limit_concurrency=_CONNECTIONS, timeout_keep_alive=_KEEP_ALIVE_SECONDS, proxy_headers=False,
             timeout_graceful_shutdown=_END_SECONDS, h11_max_incomplete_event_size=16_384,
         )  # fmt: skip
         server = uvicorn.Server(config)
         log.info("serving pages on %s", address)
         asyncio.run(_serve(server, listener, parent))
+
+
+class _Impatient(H11Protocol):
+    """Hangs up on whoever does not ask: uvicorn itself waits for a request's head for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection begins."""
+        super().connection_made(transport)
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request, or all of it."""
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """An answer has been given."""
+        super().on_response_complete()
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A connection is over."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """Wait for a request, but for so long only; not while one is answered."""
+        cycle: RequestResponseCycle | None = self.cycle  # before the first request there is none
+        if cycle is not None and not cycle.response_complete:
+            self._disarm()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_REQUEST_SECONDS, self.transport.close)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, parent: int | None) -> None:
