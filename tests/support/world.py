@@ -139,19 +139,21 @@ class World:
     def records(self) -> dict[str, dict[str, Any]]:
         """All records by their paths, with the path of the tree added."""
         found: dict[str, dict[str, Any]] = {}
-        for path in sorted((self.clients / _OWN / "images").glob("*/*.json")):
+        root = self.clients  # a command of a killed run may publish meanwhile
+        for path in sorted((root / _OWN / "images").glob("*/*.json")):
             record = json.loads(path.read_bytes())
             record["path"] = f".flat/{path.parent.name}/{path.stem}"
-            found[path.relative_to(self.clients).as_posix()] = record
+            found[path.relative_to(root).as_posix()] = record
         return found
 
     def links(self) -> dict[str, str]:
         """All links that lead to trees, with the trees' paths."""
         found: dict[str, str] = {}
-        for top in self.clients.glob("oci*"):
+        root = self.clients
+        for top in root.glob("oci*"):
             for path in [top, *top.rglob("*")]:
                 if path.is_symlink():
-                    link = path.relative_to(self.clients).as_posix()
+                    link = path.relative_to(root).as_posix()
                     found[link] = posixpath.normpath(posixpath.join(posixpath.dirname(link), os.readlink(path)))
         return found
 
@@ -189,7 +191,7 @@ class World:
             seen = self.clients
             try:
                 self._check_now(keep, going)
-            except (AssertionError, OSError):
+            except (AssertionError, OSError, ValueError):
                 # A command of a killed run may go on by itself, and replace what is being looked at.
                 if self.clients == seen:
                     raise
