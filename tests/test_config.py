@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cvmfs_sync import config
 from cvmfs_sync.config import Config, GitList, RegistryOptions, json_schema, load
 from cvmfs_sync.errors import ConfigurationError
 from cvmfs_sync.units import Address, Crontab, format_duration, parse_duration, parse_size
@@ -419,8 +418,3 @@ def test_json_schema(tmp_path: Path) -> None:
         ]
     }
     assert load(write(tmp_path, json.dumps(defaults)), {}) == load(write(tmp_path, ""), {})
-
-
-def test_no_other_variables() -> None:
-    """The prefix is what the documentation says."""
-    assert config.PREFIX == "CVMFS_SYNC_"

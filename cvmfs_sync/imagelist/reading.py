@@ -1,131 +1,29 @@
-"""`image-list.yaml`: what users ask for, as values.
-
-The text of a list goes in; wishes come out, together with every mistake of the whole list, each with its line, so that
-one pull request check tells its author everything at once. Nothing here resolves a tag, talks to a registry or knows
-what is published. An image list that has errors must not be acted upon: `ImageList.require_valid` is the gate.
-"""
+"""Reading a list: its text in, wishes and all that is wrong out."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
-
-from pydantic import Field, PlainValidator, WithJsonSchema
+from typing import Any, TypeVar
 
 from cvmfs_sync.blocklist import Blocked, read_blocked
-from cvmfs_sync.blocklist import json_schema as blocked_schema
-from cvmfs_sync.errors import InvalidReference, ListError
-from cvmfs_sync.reference import ArtifactReference, Digest, ImageName, Platform, Reference, parse_image, without_tag
-from cvmfs_sync.schema import StrictModel, validate
-from cvmfs_sync.tags import FILTER_SCHEMA, Globs, Regex, Semver, TagFilter, is_pattern
+from cvmfs_sync.errors import InvalidReference
+from cvmfs_sync.imagelist.model import Entry, Outline
+from cvmfs_sync.imagelist.values import ImageList, Wish
+from cvmfs_sync.reference import ArtifactReference, ImageName, Platform, Reference, parse_image, without_tag
+from cvmfs_sync.schema import validate
+from cvmfs_sync.tags import Globs, Regex, Semver, TagFilter, is_pattern
 from cvmfs_sync.yamlfile import Document, KeyPath, Problem, describe, did_you_mean, dotted, line_of, read
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
-__all__ = ["ImageList", "Origin", "Wish", "json_schema", "load", "parse"]
+__all__ = ["load", "parse"]
 
 _TAG_FORMS = '["4.*", "!*-rc*"], {semver: ">=4.2"} or {regex: "..."}'
-_MAX_TEXT = 1000
 Raw = TypeVar("Raw")
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an entry comes from, when the list is in a git repository.
-
-    Attributes:
-        commit: In which the list was read.
-        author: Of the latest change of the entry's first line; None if the history that is there does not tell.
-        at: When that was, ISO 8601, UTC.
-    """
-
-    commit: str
-    author: str | None = None
-    at: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """One entry of the list.
-
-    Attributes:
-        name: What is asked for. Without tag and digest if `tags` says which tags.
-        tags: Which of the repository's tags; None for the one image that `name` names.
-        keep: So many of the newest of these tags; None for all.
-        platforms: Never empty.
-        definition: URL of what the image is built from.
-        expires: Last day on which the image is wished for.
-        line: Where the entry begins in its file.
-        origin: Who asked for it, if that is known; two entries that differ in nothing else are equal.
-    """
-
-    name: ImageName
-    tags: TagFilter | None
-    keep: int | None
-    platforms: tuple[Platform, ...]
-    description: str | None
-    contact: str | None
-    definition: str | None
-    expires: date | None
-    line: int
-    origin: Origin | None = field(default=None, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.tags})" if self.tags else str(self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageList:
-    """All wishes that could be read, and all that is wrong with the list, by line.
-
-    With errors, `wishes` is what remains, not what the list means: retiring by it would retire what is merely misspelt.
-
-    Attributes:
-        blocked: What must not be published.
-        stale: Whether this is an older list, in force because the present one can't be read: good for publishing, and
-            no proof that something is not wished for.
-        commit: Of the list, if it is in a git repository.
-    """
-
-    wishes: tuple[Wish, ...]
-    problems: tuple[Problem, ...]
-    blocked: tuple[Blocked, ...] = ()
-    stale: bool = False
-    commit: str | None = None
-
-    def block(self, name: ImageName | None, *digests: Digest | None) -> Blocked | None:
-        """The entry of `blocked` that is about this name, or one of these digests, if there is one."""
-        return next((each for each in self.blocked if each.blocks(name, *digests)), None)
-
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        """What makes the list invalid."""
-        return tuple(problem for problem in self.problems if problem.severity == "error")
-
-    @property
-    def warnings(self) -> tuple[Problem, ...]:
-        """What its author should know."""
-        return tuple(problem for problem in self.problems if problem.severity == "warning")
-
-    def wished_on(self, day: date) -> ImageList:
-        """This list without the wishes that had expired by then."""
-        return replace(self, wishes=tuple(w for w in self.wishes if w.expires is None or w.expires >= day))
-
-    def require_valid(self) -> ImageList:
-        """This list, if it may be acted upon.
-
-        Raises:
-            ListError: With all errors, one a line.
-        """
-        if self.errors:
-            raise ListError("\n".join(str(problem) for problem in self.errors))
-        return self
 
 
 def load(source: Path, *, today: date | None = None) -> ImageList:
@@ -155,93 +53,6 @@ def parse(text: str | bytes, *, base: Path, today: date | None = None, file: str
     return _Reader(parse_yaml(text, file), file, base, today).result()
 
 
-def json_schema() -> dict[str, Any]:
-    """The list's JSON Schema (draft 2020-12), for editors."""
-    schema = _List.model_json_schema()
-    schema["properties"]["images"] = {
-        "type": "array",
-        "description": "The images, each as a reference or in the long form.",
-        "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Image"}]},
-    }
-    schema["properties"]["blocked"] = blocked_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "cvmfs-sync image list",
-        "description": "The images that a CernVM-FS repository publishes.",
-        "$defs": {"Image": {**_Entry.model_json_schema(), "title": "Image"}},
-    }
-
-
-def _version(value: object) -> int:
-    if value != 1 or isinstance(value, bool | float):
-        raise ValueError(f"expected 1, the only version there is, found {describe(value)}")
-    return 1
-
-
-def _url(value: object) -> str:
-    try:
-        parts = urlsplit(value) if isinstance(value, str) else None
-        good = parts is not None and parts.scheme in ("http", "https") and parts.hostname and " " not in str(value)
-    except ValueError:
-        good = False
-    if not good or not str(value).isprintable():
-        raise ValueError(f"expected a URL that begins with https:// or http://, found {describe(value)}")
-    return str(value)
-
-
-def _date(value: object) -> date:
-    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-        raise ValueError(f"expected a date such as 2027-06-30, found {describe(value)}; write it without quotes")
-    if not isinstance(value, date) or isinstance(value, datetime):
-        raise ValueError(f"expected a date such as 2027-06-30, found {describe(value)}")
-    return value
-
-
-_Text = Annotated[str, Field(min_length=1, max_length=_MAX_TEXT)]
-
-
-class _Entry(StrictModel):
-    """One image in the long form."""
-
-    image: str = Field(
-        description="Image reference; its tag may be a glob. Without a tag if `tags` is given.",
-        examples=["docker.io/library/debian:12.5", "docker.io/library/debian:12*", "docker-archive:/srv/tools.tar:1.0"],
-    )
-    # Read apart from the model: its mistakes have lines of their own.
-    tags: Annotated[Any, WithJsonSchema(FILTER_SCHEMA)] = None
-    keep: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Keep the newest so many of the tags; all of them if not given."
-    )
-    platforms: Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None,
-        description="os/architecture[/variant]; linux/amd64 if not given.",
-        examples=[["linux/amd64"]],
-    )
-    description: _Text | None = Field(default=None, description="What the image is for.")
-    contact: _Text | None = Field(default=None, description="Whom to ask about it.")
-    definition: (
-        Annotated[
-            str,
-            PlainValidator(_url),
-            WithJsonSchema({"type": "string", "format": "uri", "pattern": "^https?://"}),
-        ]
-        | None
-    ) = Field(default=None, description="URL of what the image is built from.")
-    expires: Annotated[date, PlainValidator(_date), WithJsonSchema({"type": "string", "format": "date"})] | None = (
-        Field(default=None, description="Last day on which the image is wanted, YYYY-MM-DD.")
-    )
-
-
-class _List(StrictModel):
-    """The document around the entries."""
-
-    version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
-    images: list[Any]
-    # Read apart, like the images.
-    blocked: Any = None
-
-
 @dataclass
 class _Reader:
     """Collects wishes and problems of one document."""
@@ -260,7 +71,7 @@ class _Reader:
             if not self.problems:
                 self._report((), "the list is empty; it begins with 'version: 1' and 'images:'")
             return ImageList((), tuple(self.problems))
-        checked = validate(_List, data, lines, self.file)
+        checked = validate(Outline, data, lines, self.file)
         if isinstance(checked, tuple):
             self.problems.extend(checked)
         images = data.get("images") if isinstance(data, dict) else None
@@ -285,7 +96,7 @@ class _Reader:
             return
         raw: dict[str, Any] = {"image": entry} if isinstance(entry, str) else entry
         before = len(self.problems)
-        model = validate(_Entry, raw, self.document.lines, self.file, at=path)
+        model = validate(Entry, raw, self.document.lines, self.file, at=path)
         if isinstance(model, tuple):
             self.problems.extend(model)
         filtered = raw.get("tags") is not None
