@@ -585,9 +585,10 @@ def test_json_is_json_whatever_the_locale(site: Site, layout: str) -> None:
 def test_a_defect_is_one_line_to_report(layout: str) -> None:
     """An exception that nobody expected: its type, what to do, exit code 70; the traceback with -vv only."""
     program = (
-        "import sys, cvmfs_sync.cli as cli\n"
+        "import sys\n"
+        "from cvmfs_sync import cli\n"
         "def broken(*_): raise ZeroDivisionError('division by zero')\n"
-        "cli.parse_image = broken\n"
+        "cli.single.parse_image = broken\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     for options, traceback in (([], False), (["-vv"], True)):
