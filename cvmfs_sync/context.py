@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal, TypeAlias
 
 from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.backoff import Backoff
@@ -16,7 +19,11 @@ from cvmfs_sync.resolve import Sources
 from cvmfs_sync.spool import Spool
 from cvmfs_sync.state import State
 
-__all__ = ["Context"]
+__all__ = ["Asked", "Context"]
+
+Asked: TypeAlias = Literal["tags", "name", "image"]
+"""What a registry can be asked for while planning: which tags there are, what a name means, and manifest and
+configuration of an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class Context:
         backoff: When what has failed is tried again.
         backlog: What waits to be published.
         pass_log: What was logged in the passes that are under way.
+        asked: Told how many seconds each question took; from any thread.
     """
 
     repository: Repository
@@ -47,3 +55,13 @@ class Context:
     backoff: Backoff = field(default_factory=Backoff)
     backlog: Backlog = field(default_factory=Backlog)
     pass_log: PassLog = field(default_factory=PassLog)
+    asked: Callable[[Asked, float], object] = lambda _what, _seconds: None
+
+    @contextmanager
+    def asking(self, what: Asked) -> Iterator[None]:
+        """A question that is being asked, whatever the answer."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.asked(what, time.monotonic() - started)

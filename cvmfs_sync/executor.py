@@ -224,6 +224,7 @@ class Executor:
                 target, "published", image.digest, None, seconds, image.compressed_size, ready.choice.relative,
                 totals.files + totals.touched_files, totals.bytes + totals.touched_bytes,
                 tree_bytes=ready.size, prepare_seconds=ready.seconds,
+                fetched=ready.fetched.effort, flattened=ready.flattened.effort,
             )  # fmt: skip
             ready.close()
             self._done(outcome)

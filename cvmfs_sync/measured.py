@@ -85,7 +85,7 @@ class Measured:
         try:
             with make_context(
                 self._config, memory=self._memory, clock=self._clock, backlog=self._backlog, held=self.metrics.held,
-                told=self._hooks.tell,
+                told=self._hooks.tell, asked=self.metrics.asked,
             ) as context:  # fmt: skip
                 yield context
                 self.metrics.stored(self._config.state_dir, len(context.state.orphans()))

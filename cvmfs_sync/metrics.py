@@ -11,7 +11,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 from wsgiref.types import WSGIApplication
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
@@ -20,11 +20,12 @@ from prometheus_client.registry import Collector
 
 from cvmfs_sync import __version__
 from cvmfs_sync.collection import CollectionReport
+from cvmfs_sync.context import Asked
 from cvmfs_sync.diskuse import size_below
 from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
 from cvmfs_sync.retire import Retirement
 
-__all__ = ["CYCLE_RESULTS", "GC_RESULTS", "HOOK_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]
+__all__ = ["ASKED", "CYCLE_RESULTS", "GC_RESULTS", "HOOK_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]
 
 CYCLE_RESULTS = ("ok", "image_failed", "stopped", "list_invalid")
 HOOK_RESULTS = ("ok", "failed", "dropped")
@@ -32,7 +33,9 @@ GC_RESULTS = ("ok", "refused", "stopped", "list_invalid")
 TRANSACTION_RESULTS = ("published", "aborted")
 HOWS = ("whole", "difference")
 KINDS = ("link", "tree")
+ASKED: tuple[str, ...] = get_args(Asked)
 _BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600)
+_QUESTIONS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 180)
 _SHORT = (0.1, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600)
 _DELAYS = (60, 300, 900, 1800, 3600, 2 * 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
 _SIZES = tuple(1024.0**power * step for power in (1, 2, 3) for step in (1, 16, 256))
@@ -166,6 +169,30 @@ class Metrics:
             "cvmfs_sync_prepare_duration_seconds", "Duration of fetching and comparing one image", buckets=_BUCKETS,
             registry=self.registry,
         )  # fmt: skip
+        self._asked = Histogram(
+            "cvmfs_sync_resolve_duration_seconds", "Duration of asking for one name, by what was asked", ["what"],
+            buckets=_QUESTIONS, registry=self.registry,
+        )  # fmt: skip
+        self._fetch = Histogram(
+            "cvmfs_sync_fetch_duration_seconds", "Seconds in which layers of one published image were fetched",
+            buckets=_SHORT, registry=self.registry,
+        )  # fmt: skip
+        self._fetched = Histogram(
+            "cvmfs_sync_fetch_bytes", "Compressed bytes that were fetched to publish one image", buckets=_SIZES,
+            registry=self.registry,
+        )  # fmt: skip
+        self._flatten = Histogram(
+            "cvmfs_sync_flatten_duration_seconds", "Duration of reading and merging the layers of one published image",
+            buckets=_SHORT, registry=self.registry,
+        )  # fmt: skip
+        self._flattened = Histogram(
+            "cvmfs_sync_flatten_bytes", "Bytes of files in the layers that were read to publish one image",
+            buckets=_SIZES, registry=self.registry,
+        )  # fmt: skip
+        self._unfetched = Counter(
+            "cvmfs_sync_fetch_saved_bytes", "Compressed bytes of published images that were not fetched",
+            registry=self.registry,
+        )  # fmt: skip
         self._written = Histogram(
             "cvmfs_sync_publish_written_bytes", "Bytes of files that were written to publish one image",
             buckets=_SIZES, registry=self.registry,
@@ -188,6 +215,8 @@ class Metrics:
         )  # fmt: skip
         for how in HOWS:
             self._trees.labels(how)
+        for what in ASKED:
+            self._asked.labels(what)
         for result in TRANSACTION_RESULTS:
             self._held.labels(result)
 
@@ -237,6 +266,10 @@ class Metrics:
     def held(self, seconds: float, published: bool) -> None:
         """A transaction is over."""
         self._held.labels(TRANSACTION_RESULTS[0 if published else 1]).observe(seconds)
+
+    def asked(self, what: Asked, seconds: float) -> None:
+        """A question was answered, or not; from any thread."""
+        self._asked.labels(what).observe(seconds)
 
     def watch_backlog(self, waiting: Callable[[], Sequence[datetime]], clock: Callable[[], datetime]) -> None:
         """Show what waits when Prometheus asks.
@@ -330,6 +363,11 @@ class Metrics:
         self._bytes.inc(outcome.size)
         self._publish.observe(outcome.seconds)
         self._prepare.observe(outcome.prepare_seconds)
+        self._fetch.observe(outcome.fetched.seconds)
+        self._fetched.observe(outcome.fetched.bytes)
+        self._unfetched.inc(max(0, outcome.size - outcome.fetched.bytes))
+        self._flatten.observe(outcome.flattened.seconds)
+        self._flattened.observe(outcome.flattened.bytes)
         self._written.observe(outcome.written_bytes)
         self._files.inc(outcome.written_files)
         self._saved.inc(max(0, outcome.tree_bytes - outcome.written_bytes))

@@ -7,11 +7,12 @@ two images, because it is told in the same words. Nothing is done here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from cvmfs_sync.errors import CvmfsSyncError, RepositoryError
 from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.meter import Effort
 from cvmfs_sync.reference import Digest, ImageName
 from cvmfs_sync.retire import Retirement
 from cvmfs_sync.survey import Target
@@ -36,6 +37,8 @@ class Outcome:
         waits: Whether an image that failed was not tried now: see `plan`.
         tree_bytes: Of the files of a tree that was published.
         prepare_seconds: That fetching and comparing it took.
+        fetched: What it took to get its layers.
+        flattened: What it took to read those that were not known, and to merge all of them.
         waited: Seconds since its name was first seen to mean what is published now; None if it meant that before.
     """
 
@@ -52,6 +55,8 @@ class Outcome:
     waits: bool = False
     tree_bytes: int = 0
     prepare_seconds: float = 0.0
+    fetched: Effort = field(default_factory=Effort)
+    flattened: Effort = field(default_factory=Effort)
     waited: float | None = None
 
 

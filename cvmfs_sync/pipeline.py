@@ -81,9 +81,12 @@ def pipeline(
 def _prepare(preparer: Preparer, job: Job, progress: Progress) -> Prepared:
     with in_pass(job.pass_id):
         prepared = preparer.prepare(job.image, job.replaces, progress)
+        fetched, flattened = prepared.fetched.effort, prepared.flattened.effort
         log.info(
-            "prepared image=%s digest=%s tree_bytes=%d made_of=%s seconds=%.2f",
-            job.what, job.image.digest, prepared.size, prepared.choice.relative or "nothing", prepared.seconds,
+            "prepared image=%s digest=%s tree_bytes=%d made_of=%s fetched_bytes=%d fetch_seconds=%.2f"
+            " flattened_bytes=%d flatten_seconds=%.2f seconds=%.2f",
+            job.what, job.image.digest, prepared.size, prepared.choice.relative or "nothing",
+            fetched.bytes, fetched.seconds, flattened.bytes, flattened.seconds, prepared.seconds,
         )  # fmt: skip
         return prepared
 

@@ -272,7 +272,8 @@ def _resolve(context: Context, wishes: ImageList, decision: _Unresolved) -> Step
     target, there = decision.target, decision.there
     try:
         sources = context.urgent_sources if there is None else context.sources
-        image = resolve(target.name, decision.source, target.platform, sources)
+        with context.asking("image"):
+            image = resolve(target.name, decision.source, target.platform, sources)
     except Exception as error:  # noqa: BLE001 - see image_error
         return Failed(target, image_error(error, target), decision.source)
     blocked = wishes.block(target.name, image.digest, image.config.digest)

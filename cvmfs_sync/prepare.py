@@ -24,6 +24,7 @@ from cvmfs_sync.flatten import Budget, Layer, no_garbage_collection
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.index import IndexCache, LayerIndex, index_layer
 from cvmfs_sync.layout import Layout
+from cvmfs_sync.meter import Meter
 from cvmfs_sync.ports import Progress, Repository, Traits
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.relative import Candidate, Choice, candidates, nearest, sketch, whole_difference, whole_totals
@@ -66,6 +67,8 @@ class Prepared:
         size: Bytes of its regular files, several names of one counted once.
         entries: Names in it.
         seconds: That it took, fetching included.
+        fetched: Counts what came from the source.
+        flattened: Counts layers that had to be read for their index, and the merging of all.
         extracted: The content of the files that `choice` needs, where it could be taken out of the layers ahead.
     """
 
@@ -78,6 +81,8 @@ class Prepared:
     sketch: str
     size: int
     entries: int
+    fetched: Meter
+    flattened: Meter
     _resources: ExitStack = field(repr=False)
     seconds: float = 0.0
     extracted: Extracted | None = field(default=None, repr=False)
@@ -141,7 +146,8 @@ class Preparer:
                 for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
                 if known[diff_id] is None
             }
-            sources = self.urgent_sources if replaces is None else self.sources
+            fetched, flattened = Meter(), Meter()
+            sources = replace(self.urgent_sources if replaces is None else self.sources, fetched=fetched)
             blobs, owner = spooled(image, sources), object()
 
             def hold(digests: Collection[Digest]) -> None:
@@ -150,15 +156,16 @@ class Preparer:
 
             hold(unknown)
             layers = resources.enter_context(fetching(image, sources, self.spool, progress, ahead=tuple(unknown)))
-            tree, indexes = self._tree(image, layers, known)
+            tree, indexes = self._tree(image, layers, known, flattened)
             content = contents(indexes)
             path = self.recipe.layout.tree(image.digest, GENERATION)
             likeness = sketch(tree, content)
             choice = self._choose(image, path, tree, content, likeness, replaces)
             totals = whole_totals(tree)
             prepared = Prepared(
-                image, tree, content, layers, choice, path, likeness, totals.bytes, totals.made, ExitStack()
-            )
+                image, tree, content, layers, choice, path, likeness, totals.bytes, totals.made, fetched, flattened,
+                ExitStack(),
+            )  # fmt: skip
             hold({image.manifest.layers[number].digest for number in wanted_files(choice.difference)})
             prepared.fetch_wanted()
             if choice.relative is not None:
@@ -191,7 +198,11 @@ class Preparer:
         prepared.fetch_wanted()
 
     def _tree(
-        self, image: ResolvedImage, layers: Sequence[Layer], known: Mapping[Digest, LayerIndex | None]
+        self,
+        image: ResolvedImage,
+        layers: Sequence[Layer],
+        known: Mapping[Digest, LayerIndex | None],
+        flattened: Meter,
     ) -> tuple[Tree, Sequence[LayerIndex]]:
         """The tree of the image as the repository will keep it, and the indexes that tell its content."""
         limits = self.recipe.limits
@@ -200,7 +211,10 @@ class Preparer:
         for layer, descriptor in zip(reversed(layers), reversed(image.manifest.layers), strict=True):
             index = indexes[layer.diff_id]
             if index is None:
-                index = index_layer(layer, limits, descriptor.digest)
+                layer.blob()  # waiting for it is no reading
+                with flattened.running():
+                    index = index_layer(layer, limits, descriptor.digest)
+                flattened.add(sum(entry.size for entry in index.entries))
                 indexes[layer.diff_id] = index
                 try:
                     self.indexes.put(index)
@@ -211,10 +225,11 @@ class Preparer:
             for entry in index.entries:
                 budget.charge(entry, layer)
         ordered = [found for layer in layers if (found := indexes[layer.diff_id]) is not None]
-        tree = merge([index.entries for index in ordered], limits)
-        furnish(tree, image.config, bind_points=self.recipe.bind_points)
-        if not self.repository.traits.keeps_hard_links:
-            without_hard_links(tree)
+        with flattened.running():
+            tree = merge([index.entries for index in ordered], limits)
+            furnish(tree, image.config, bind_points=self.recipe.bind_points)
+            if not self.repository.traits.keeps_hard_links:
+                without_hard_links(tree)
         _require_short_paths(tree)
         return tree, ordered
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, assert_never
 
@@ -25,6 +25,7 @@ from cvmfs_sync.image import (
     parse_document,
     verify,
 )
+from cvmfs_sync.meter import Meter
 from cvmfs_sync.ports import Source
 from cvmfs_sync.reference import (
     ArchiveReference,
@@ -54,12 +55,17 @@ _USUAL_VARIANT = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """One `Source` for every kind of name. A SIF file is its registry's; a kind without a source fails its images."""
+    """One `Source` for every kind of name. A SIF file is its registry's; a kind without a source fails its images.
+
+    Attributes:
+        fetched: Counts the blobs that are asked for.
+    """
 
     registry: Source[Reference]
     layout: Source[LayoutReference]
     archive: Source[ArchiveReference] | None = None
     engine: Source[EngineReference] | None = None
+    fetched: Meter = field(default_factory=Meter, compare=False)
 
     def head(self, name: ImageName) -> Digest:
         """See `ports.Source`."""
@@ -74,7 +80,7 @@ class Sources:
     def blob(self, name: ImageName, descriptor: Descriptor) -> Iterator[bytes]:
         """See `ports.Source`."""
         source, asked = self._source(name)
-        return source.blob(asked, descriptor)
+        return self.fetched.measured(source.blob(asked, descriptor))
 
     def local_blob(self, name: ImageName, descriptor: Descriptor) -> Path | None:
         """See `ports.Source`."""

@@ -20,7 +20,7 @@ from cvmfs_sync.backoff import Backoff
 from cvmfs_sync.collection import Rules
 from cvmfs_sync.config import Config, RegistryOptions, load
 from cvmfs_sync.console import Bars
-from cvmfs_sync.context import Context
+from cvmfs_sync.context import Asked, Context
 from cvmfs_sync.eventlog import Document, EventLog
 from cvmfs_sync.fetch import Spool
 from cvmfs_sync.imagelist import ImageList
@@ -179,6 +179,7 @@ def make_context(
     backlog: Backlog | None = None,
     held: Callable[[float, bool], object] = lambda _seconds, _published: None,
     told: Callable[[Document], object] = lambda _document: None,
+    asked: Callable[[Asked, float], object] = lambda _what, _seconds: None,
 ) -> Iterator[Context]:
     """All that a cycle works with.
 
@@ -192,6 +193,7 @@ def make_context(
         backlog: What waits to be published, for whoever watches; one of its own if None.
         held: See `TimedRepository`.
         told: Of each event, with a state database of its own only; see `EventLog`.
+        asked: See `Context`.
     """
     schedule = config.schedule.sync
     settings = {host: _settings(options) for host, options in config.registries.items()}
@@ -212,7 +214,7 @@ def make_context(
             IndexCache(config.state_dir / "indexes/layers"), IndexCache(config.state_dir / "indexes/trees"),
             clock or now, replace(sources, registry=registry.urgent()), telling(bars),
             Backoff(schedule) if isinstance(schedule, timedelta) else Backoff(), backlog or Backlog(),
-            stack.enter_context(collecting()),
+            stack.enter_context(collecting()), asked,
         )  # fmt: skip
 
 

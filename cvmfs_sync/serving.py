@@ -446,6 +446,6 @@ class Daemon:
         with make_context(
             self.config, memory=self._memory, clock=self._clock, stopping=self._stopping,
             telling=lambda progress: self._live.watched(Telling(progress, self.heartbeat, self._notifier.status)),
-            backlog=self._backlog, held=self.metrics.held, told=self._tell,
+            backlog=self._backlog, held=self.metrics.held, told=self._tell, asked=self.metrics.asked,
         ) as context:  # fmt: skip
             yield context

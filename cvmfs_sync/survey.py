@@ -180,7 +180,8 @@ def _targets(context: Context, wish: Wish) -> tuple[tuple[Target | Failed, ...],
     listed = False
     try:
         if wish.tags is not None:
-            tags = tuple(context.sources.tags(wish.name))
+            with context.asking("tags"):
+                tags = tuple(context.sources.tags(wish.name))
             # All of them, so that what is not among them is not there. That there is no list proves nothing: not every
             # registry has one.
             listed = True
@@ -213,7 +214,8 @@ def _too_long(target: Target) -> Failed:
 def _ask(context: Context, name: ImageName) -> Answer:
     """What a name means now."""
     try:
-        return Present(source_digest(name, context.sources))
+        with context.asking("name"):
+            return Present(source_digest(name, context.sources))
     except ImageNotFound as error:
         return Gone(error)
     except Exception as error:  # noqa: BLE001 - see image_error

@@ -52,7 +52,7 @@ def add_to_textfile(path: Path, registry: CollectorRegistry, unknown: Collection
 
 def _joined(family: Metric, before: Mapping[_Series, float], unknown: Collection[str]) -> Metric:
     """A family with what it was before."""
-    goes_on = family.type in ("counter", "histogram")
+    goes_on = family.type == "counter" or (family.type == "histogram" and _same_buckets(family, before))
     joined = Metric(family.name, family.documentation, family.type)
     for sample in family.samples:
         if sample.name.endswith("_created"):
@@ -73,6 +73,13 @@ def _joined(family: Metric, before: Mapping[_Series, float], unknown: Collection
         if name in names and "host" in dict(labels):
             joined.samples.append(Sample(name, dict(labels), before[name, labels]))
     return joined
+
+
+def _same_buckets(family: Metric, before: Mapping[_Series, float]) -> bool:
+    """Whether the counts of two histograms can be added: another version may have other buckets."""
+    name = f"{family.name}_bucket"
+    old = {series for series in before if series[0] == name}
+    return old == {_series(sample) for sample in family.samples if sample.name == name}
 
 
 def _series(sample: Sample) -> _Series:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import Image, file, layer, require, write_layout
+from tests.fakes.scriptable_registry import ScriptableRegistry
+from tests.support import file, layer, require
 from tests.support.commands import cli_command
 from tests.support.registry import free_port
 
@@ -145,11 +146,30 @@ def test_prometheus_sees_the_daemon_through_its_cycles(tmp_path: Path) -> None:
     """A real Prometheus scrapes, tells what was published and moved, and can answer all that the dashboard asks."""
     require("prometheus")
     ours, theirs = free_port(), free_port()
-    write_layout(tmp_path / "images", {"1": Image((layer(file("hello", b"1" * 1000), file("world", b"2" * 5000)),))})
-    (tmp_path / "image-list.yaml").write_text("version: 1\nimages: ['oci:images:1', 'oci:images:none']\n")
+    with ScriptableRegistry() as registry:
+        _scrape_through_cycles(tmp_path, registry, ours, theirs)
+
+
+def _push(registry: ScriptableRegistry, hello: bytes) -> int:
+    """Let the tag mean an image with these files; its compressed bytes."""
+    top = layer(file("hello", hello * 1000), compression="none").tar
+    base = layer(file("world", b"2" * 5000), compression="none").tar
+    image = registry.add_image("org/tool", "1", [base, top])
+    return sum(len(registry.blobs[digest]) for digest in image.layers)
+
+
+def _scrape_through_cycles(tmp_path: Path, registry: ScriptableRegistry, ours: int, theirs: int) -> None:
+    size = _push(registry, b"1")
+    names = [f"{registry.host}/org/{name}:1" for name in ("tool", "none")]
+    (tmp_path / "image-list.yaml").write_text(json.dumps({"version": 1, "images": names}))
     (tmp_path / "cvmfs-sync.yaml").write_text(
-        f"metrics: {{listen: '127.0.0.1:{ours}'}}\nschedule: {{sync: 1s, gc: 2s}}\n"
-    )
+        json.dumps(
+            {
+                "metrics": {"listen": f"127.0.0.1:{ours}"}, "web": {"listen": None},
+                "schedule": {"sync": "1s", "gc": "2s"}, "registries": {registry.host: {"insecure": True}},
+            }
+        )
+    )  # fmt: skip
     (tmp_path / "prometheus.yml").write_text(
         "global: {scrape_interval: 500ms, evaluation_interval: 1s}\n"
         f"rule_files: ['{RULES}']\n"
@@ -170,14 +190,27 @@ def test_prometheus_sees_the_daemon_through_its_cycles(tmp_path: Path) -> None:
         assert first is not None
         assert first >= 6000
         _wait(lambda: prometheus.value('cvmfs_sync_images{result="unchanged"}') == 1, *logs)
-        write_layout(
-            tmp_path / "images", {"1": Image((layer(file("hello", b"3" * 1000), file("world", b"2" * 5000)),))}
-        )
+        # So small a tree is written whole, for which all layers are needed.
+        size += _push(registry, b"3")
         _wait(lambda: prometheus.value("cvmfs_sync_published_images_total") == 2, *logs)
+        # The next cycle has ended, so all is counted.
+        _wait(lambda: prometheus.value('cvmfs_sync_images{result="unchanged"}') == 1, *logs)
         assert prometheus.value('up{job="cvmfs-sync"}') == 1
         assert prometheus.value("cvmfs_sync_update_delay_seconds_count") == 2
         assert prometheus.value("sum(cvmfs_sync_published_trees_total)") == 2
         assert prometheus.value("cvmfs_sync_publish_written_bytes_sum + cvmfs_sync_saved_bytes_total") == 2 * first
+        assert prometheus.value("cvmfs_sync_fetch_bytes_sum") == size
+        assert prometheus.value("cvmfs_sync_fetch_bytes_sum + cvmfs_sync_fetch_saved_bytes_total") == prometheus.value(
+            "cvmfs_sync_published_compressed_bytes_total"
+        )
+        assert prometheus.value("cvmfs_sync_flatten_bytes_sum") == 5000 + 2 * 1000
+        for name in ("fetch_duration_seconds", "flatten_duration_seconds", "prepare_duration_seconds"):
+            assert prometheus.value(f"cvmfs_sync_{name}_count") == 2
+            assert (prometheus.value(f"cvmfs_sync_{name}_sum") or 0) > 0
+        assert prometheus.value('cvmfs_sync_resolve_duration_seconds_count{what="image"}') == 2
+        assert (prometheus.value('cvmfs_sync_resolve_duration_seconds_count{what="name"}') or 0) >= 4
+        asked = f'cvmfs_sync_registry_requests_total{{host="{registry.host}", result="not_found"}}'
+        assert (prometheus.value(asked) or 0) > 0
         assert prometheus.value('cvmfs_sync_transaction_held_seconds_count{result="published"}') == 2
         assert prometheus.value('cvmfs_sync_images{result="failed"}') == 1
         assert prometheus.value("cvmfs_sync_list_valid") == 1

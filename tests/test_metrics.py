@@ -15,7 +15,17 @@ from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.endpoint import Endpoint
 from cvmfs_sync.errors import ImageError, RepositoryBusy, UsageError
 from cvmfs_sync.imagelist import parse
-from cvmfs_sync.metrics import CYCLE_RESULTS, GC_RESULTS, HOOK_RESULTS, HOWS, KINDS, TRANSACTION_RESULTS, Metrics
+from cvmfs_sync.meter import Effort
+from cvmfs_sync.metrics import (
+    ASKED,
+    CYCLE_RESULTS,
+    GC_RESULTS,
+    HOOK_RESULTS,
+    HOWS,
+    KINDS,
+    TRANSACTION_RESULTS,
+    Metrics,
+)
 from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
 from cvmfs_sync.reference import Platform
 from cvmfs_sync.registry import REQUEST_RESULTS, RegistryMemory
@@ -31,7 +41,8 @@ GONE = (
     Retirement(".flat/ab/abcd", None, None, "no link leads to it", NOW, NOW),
 )
 CLOSED_SETS = {
-    *RESULTS, *CYCLE_RESULTS, *REQUEST_RESULTS, *GC_RESULTS, *HOOK_RESULTS, *TRANSACTION_RESULTS, *HOWS, *KINDS
+    *RESULTS, *CYCLE_RESULTS, *REQUEST_RESULTS, *GC_RESULTS, *HOOK_RESULTS, *TRANSACTION_RESULTS, *HOWS, *KINDS,
+    *ASKED,
 }  # fmt: skip
 
 
@@ -177,6 +188,36 @@ def test_what_publishing_took_and_saved_is_counted() -> None:
     assert {name: _value(metrics, f"cvmfs_sync_{name}") for name in expected} == expected
     assert [_value(metrics, "cvmfs_sync_published_trees_total", how=how) for how in HOWS] == [1, 1]
     assert [_value(metrics, "cvmfs_sync_taken_down_total", kind=kind) for kind in KINDS] == [1, 1]
+
+
+def test_what_getting_an_image_took_is_counted() -> None:
+    """Fetching and flattening in seconds and bytes, for each image that was published, and what was there already."""
+    metrics = Metrics()
+    outcomes = (
+        Outcome(_target(), "published", size=1000, fetched=Effort(4.0, 600), flattened=Effort(2.0, 3000)),
+        Outcome(_target(), "published", size=500),
+        Outcome(_target(), "failed", error=ImageError("x"), size=100),
+    )
+    metrics.cycle_ended(CycleReport(outcomes, 7.0), NOW)
+    expected = {
+        "fetch_duration_seconds_sum": 4.0, "fetch_bytes_sum": 600, "fetch_saved_bytes_total": 900,
+        "flatten_duration_seconds_sum": 2.0, "flatten_bytes_sum": 3000,
+        **{f"{name}_count": 2 for name in (
+            "fetch_duration_seconds", "fetch_bytes", "flatten_duration_seconds", "flatten_bytes"
+        )},
+    }  # fmt: skip
+    assert {name: _value(metrics, f"cvmfs_sync_{name}") for name in expected} == expected
+
+
+def test_questions_are_timed_by_what_was_asked() -> None:
+    """Each kind of question has its series from the beginning, and none but these can be asked."""
+    metrics = Metrics()
+    metrics.asked("name", 2.0)
+    metrics.asked("name", 1.0)
+    metrics.asked("image", 4.0)
+    name = "cvmfs_sync_resolve_duration_seconds"
+    assert [_value(metrics, f"{name}_count", what=what) for what in ASKED] == [0, 2, 1]
+    assert [_value(metrics, f"{name}_sum", what=what) for what in ASKED] == [0, 3, 4]
 
 
 def test_what_waits_is_seen_as_it_is_now() -> None:

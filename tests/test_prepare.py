@@ -112,6 +112,33 @@ def test_known_layers_are_fetched_when_one_of_their_files_is_written(
     assert fetched(registry, third) == []
 
 
+def test_what_an_image_costs_is_counted(shop: Workshop, registry: ScriptableRegistry) -> None:
+    """Bytes that came, and bytes of files in layers that had to be read: those of a successor are its new layer's."""
+    first = push(registry, "org/tool", base(1_000), [f("a", "1")])
+    with shop.prepare(shop.resolve(f"{registry.host}/org/tool:1")) as prepared:
+        assert prepared.fetched.effort.bytes == sum(len(registry.blobs[layer]) for layer in first.layers)
+        assert prepared.flattened.effort.bytes == 100 * 1_000 + 1
+        assert 0 < prepared.fetched.effort.seconds <= prepared.seconds
+        assert 0 < prepared.flattened.effort.seconds <= prepared.seconds
+        old = shop.put(prepared)
+    shop.spool.clear()
+    second = push(registry, "org/tool", base(1_000), [f("a", "1")], [f("b", "22")])
+    with shop.prepare(shop.resolve(f"{registry.host}/org/tool:1"), old.path) as prepared:
+        assert prepared.fetched.effort.bytes == len(registry.blobs[second.layers[2]])
+        assert prepared.flattened.effort.bytes == 2
+
+
+def test_waiting_for_a_layer_is_no_flattening(shop: Workshop, registry: ScriptableRegistry) -> None:
+    """A slow registry makes fetching slow, and nothing else."""
+    push(registry, "org/tool", [f("a", "1")])
+    registry.delay("/blobs/", 0.7)
+    image = shop.resolve(f"{registry.host}/org/tool:1")
+    with shop.prepare(image) as prepared:
+        fetched, flattened = prepared.fetched.effort, prepared.flattened.effort
+    assert fetched.seconds >= 0.7
+    assert fetched.seconds + flattened.seconds <= prepared.seconds
+
+
 def test_a_known_layer_whose_file_was_hidden_is_fetched(shop: Workshop, registry: ScriptableRegistry) -> None:
     """What a published tree does not show has to be written from its layer."""
     hidden = push(registry, "org/tool", base(1_000), [images.whiteout("usr/7")])

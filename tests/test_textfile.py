@@ -77,6 +77,22 @@ def test_a_damaged_file_begins_anew(home: Path, text: bytes) -> None:
     assert _values(home / "numbers.prom")["cvmfs_sync_cycles_total result=ok"] == 1
 
 
+def test_a_histogram_with_other_buckets_begins_anew(home: Path) -> None:
+    """Counts of buckets that this version does not have would make nonsense of those that it has."""
+    config, path = home / "cvmfs-sync.yaml", home / "numbers.prom"
+    run_cli("sync", "--config", config).ok()
+    text = path.read_text()
+    bucket = 'cvmfs_sync_cycle_duration_seconds_bucket{le="15.0"}'
+    assert text.count(bucket) == 1
+    path.write_text(text.replace(bucket, bucket.replace("15.0", "17.0")))
+    run_cli("sync", "--config", config).ok()
+    values = _values(path)
+    assert values["cvmfs_sync_cycle_duration_seconds_count"] == 1
+    assert values["cvmfs_sync_cycle_duration_seconds_bucket le=+Inf"] == 1
+    assert values["cvmfs_sync_gc_duration_seconds_count"] == 0
+    assert values["cvmfs_sync_resolve_duration_seconds_count what=name"] == 2
+
+
 def test_a_file_that_cannot_be_written_fails_nothing(home: Path) -> None:
     """The images are published, and the log has the reason."""
     (home / "cvmfs-sync.yaml").write_text("metrics: {textfile: nowhere/numbers.prom}\n")
