@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
-import uvicorn
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from cvmfs_sync.web.app import make_app
+from cvmfs_sync.web.live import Broadcast
 from cvmfs_sync.web.process import routers
+from tests.support.browser import open_browser, open_page, violations
 from tests.support.commands import require
-from tests.support.shown import publish_some, view_of
+from tests.support.shown import answering, publish_some, view_of
+from tests.support.site import Site
 
-_FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 pytestmark = pytest.mark.slow
 
 
@@ -30,43 +24,22 @@ pytestmark = pytest.mark.slow
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where pages about a site with something of everything are served."""
     require("chromium")
-    with view_of(publish_some(tmp_path_factory.mktemp("browser"))) as view, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        app = make_app(view, routers())
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http="h11"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            where = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            yield where
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join()
+    site = publish_some(tmp_path_factory.mktemp("browser"))
+    with view_of(site) as view, answering(make_app(view, routers())) as where:
+        yield where
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for all tests."""
-    require("chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+    with open_browser() as opened:
         yield opened
-        opened.close()
-
-
-def _open(browser: Browser, address: str, **options: object) -> Page:
-    context = browser.new_context(base_url=address, **options)  # type: ignore[arg-type]
-    context.set_default_timeout(60_000)
-    return context.new_page()
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
 def test_looking_for_an_image(browser: Browser, address: str, script: bool) -> None:
     """Search, open, copy the command, and read why another one is missing; also where no script runs."""
-    page = _open(browser, address, java_script_enabled=script, permissions=["clipboard-read", "clipboard-write"])
+    page = open_page(browser, address, java_script_enabled=script, permissions=["clipboard-read", "clipboard-write"])
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.goto("/")
@@ -94,13 +67,12 @@ def test_looking_for_an_image(browser: Browser, address: str, script: bool) -> N
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")])
 def test_pages_are_accessible(browser: Browser, address: str, width: int, scheme: str) -> None:
     """Axe finds nothing, in both colour schemes and on a phone; and no page is wider than the screen."""
-    page = _open(browser, address, viewport={"width": width, "height": 740}, color_scheme=scheme)
+    page = open_page(browser, address, viewport={"width": width, "height": 740}, color_scheme=scheme)
     images = requests.get(f"{address}/api/v1/images", timeout=60).json()["images"]
     found: list[tuple[str, str, str]] = []
     for path in ("/", "/?q=nosuch", "/activity", "/operations", "/nosuch", *(f"/images/{i['link']}" for i in images)):
         page.goto(path)
-        violations = Axe().run(page).response["violations"]
-        found += [(path, each["id"], each["nodes"][0]["html"]) for each in violations]
+        found += [(path, *each) for each in violations(page)]
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     assert not found
     page.context.close()
@@ -108,7 +80,7 @@ def test_pages_are_accessible(browser: Browser, address: str, width: int, scheme
 
 def test_keyboard_only(browser: Browser, address: str) -> None:
     """The first key leads to the content, and Enter on a name opens the image."""
-    page = _open(browser, address)
+    page = open_page(browser, address)
     page.goto("/")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
@@ -143,8 +115,29 @@ def test_live_activity(browser: Browser, address: str) -> None:
         lines = stream.iter_lines(decode_unicode=True)
         assert next(lines) == "event: cycle"
         assert '"running":false' in next(lines)
-    page = _open(browser, address)
+    page = open_page(browser, address)
     with page.expect_request("**/activity/events"):
         page.goto("/activity")
     expect(page.get_by_text("No daemon is running.")).to_be_visible()
     page.context.close()
+
+
+def test_a_refused_stream_is_no_dead_page(browser: Browser, tmp_path: Path) -> None:
+    """Whoever finds all places taken can load the page again, which looks for itself from time to time, and listens."""
+    site = Site(tmp_path)
+    site.wish()
+    broadcast = Broadcast(most=0)
+    with view_of(site) as view, answering(make_app(view, routers(broadcast))) as where:
+        page = open_page(browser, where)
+        page.clock.install()
+        with page.expect_response("**/activity/events") as refused:
+            page.goto("/activity")
+        assert refused.value.status == requests.codes.service_unavailable
+        expect(page.get_by_role("link", name="Load again")).to_be_visible()
+        broadcast.most = 1
+        with page.expect_response("**/activity/events") as heard, page.expect_response("**/activity"):
+            page.clock.fast_forward(31_000)
+            page.clock.fast_forward(5_000)
+        assert heard.value.ok
+        expect(page.get_by_role("link", name="Load again")).to_be_hidden()
+        page.context.close()

@@ -18,7 +18,7 @@ from cvmfs_sync.view.queries import Origins, View
 from cvmfs_sync.view.redaction import Redaction
 from cvmfs_sync.web import feeds, html
 from cvmfs_sync.web.app import make_app
-from cvmfs_sync.web.live import live_router
+from cvmfs_sync.web.live import Broadcast, live_router
 from cvmfs_sync.web.server import serve, step_back
 
 __all__ = ["open_view", "routers", "serve_pages"]
@@ -57,9 +57,9 @@ def redaction(config: Config) -> Redaction:
     return Redaction([config.repository.root, Path("/cvmfs")], named)
 
 
-def routers() -> list[APIRouter]:
-    """What is answered beside the API."""
-    return [html.router, live_router(), feeds.router]
+def routers(broadcast: Broadcast | None = None) -> list[APIRouter]:
+    """What is answered beside the API; `broadcast` ends the streams of events."""
+    return [html.router, live_router(broadcast), feeds.router]
 
 
 def serve_pages(config: Config, *, parent: int | None = None) -> None:
@@ -71,8 +71,10 @@ def serve_pages(config: Config, *, parent: int | None = None) -> None:
     if config.web.listen is None:
         raise UsageError("web.listen is null: there are to be no pages", todo="set web.listen to host:port")
     step_back()
+    broadcast = Broadcast()
     with open_view(config) as view:
-        serve(make_app(view, routers(), url=config.web.url), config.web.listen, parent=parent)
+        app = make_app(view, routers(broadcast), url=config.web.url)
+        serve(app, config.web.listen, parent=parent, ending=broadcast.close)
 
 
 def _list_version(config: Config) -> object:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 import uvicorn
@@ -31,13 +32,16 @@ _GLANCE_SECONDS = 1.0
 _LOWEST = 19
 
 
-def serve(app: ASGIApp, address: Address, *, parent: int | None = None) -> None:
+def serve(
+    app: ASGIApp, address: Address, *, parent: int | None = None, ending: Callable[[], object] = lambda: None
+) -> None:
     """Answer until SIGTERM or SIGINT.
 
     Args:
         app: What answers.
         address: Where to listen.
         parent: A process without which this one shall not go on.
+        ending: Called when the end begins, before answers that are under way are waited for.
 
     Raises:
         UsageError: The address can't be listened on.
@@ -48,9 +52,22 @@ def serve(app: ASGIApp, address: Address, *, parent: int | None = None) -> None:
             limit_concurrency=_CONNECTIONS, timeout_keep_alive=_KEEP_ALIVE_SECONDS, proxy_headers=False,
             timeout_graceful_shutdown=_END_SECONDS, h11_max_incomplete_event_size=16_384,
         )  # fmt: skip
-        server = uvicorn.Server(config)
+        server = _Server(config, ending)
         log.info("serving pages on %s", address)
         asyncio.run(_serve(server, listener, parent))
+
+
+class _Server(uvicorn.Server):
+    """Tells that it ends."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._ending()
+        await super().shutdown(sockets)
 
 
 class _Impatient(H11Protocol):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
 
 from cvmfs_sync.config import load
 from cvmfs_sync.view.queries import View
@@ -14,7 +20,7 @@ from cvmfs_sync.web.process import open_view
 from tests.support.images import Image, file, layer, write_layout
 from tests.support.site import Site
 
-__all__ = ["HOSTILE", "publish_some", "view_of"]
+__all__ = ["HOSTILE", "answering", "publish_some", "view_of"]
 
 HOSTILE = "<script>alert(1)</script>\x07\x1b[31m\u202e javascript:alert(1) " + "x" * 5000
 
@@ -53,3 +59,21 @@ def view_of(site: Site, environment: Mapping[str, str] | None = None, **settings
     site.settings |= settings
     with open_view(load(site.config, environment or {})) as view:
         yield view
+
+
+@contextmanager
+def answering(app: ASGIApp) -> Iterator[str]:
+    """The address at which an application answers while the block lasts."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http="h11"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()

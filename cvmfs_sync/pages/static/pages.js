@@ -71,12 +71,12 @@
     const told = document.getElementById("told");
     // What is not a number on its way is rendered by the server, once in two seconds at most.
     const refresh = () => { again = again || setTimeout(async () => { try { await fresh(); } catch { /* the next one may */ } again = null; }, shape === null ? 0 : 2000); };
-    const source = new EventSource(live.dataset.live);
-    source.addEventListener("cycle", (event) => {
+    const tell = (event) => {
       const cycle = JSON.parse(event.data);
       const progress = cycle.progress;
       const field = (name) => live.querySelector(`[data-field="${name}"]`);
       if (progress && field("amount")) {
+        field("what").textContent = progress.what;
         field("amount").textContent = size(progress.done) + (progress.total ? ` of ${size(progress.total)}` : "");
         const bar = live.querySelector("progress");
         if (progress.total) { bar.max = progress.total; bar.value = Math.min(progress.done, progress.total); }
@@ -87,9 +87,22 @@
       refresh();
       if (shape !== null && told && cycle.doing) told.textContent = cycle.doing;
       shape = now;
-    });
-    live.querySelectorAll(".reload").forEach((each) => { each.hidden = true; });
-    addEventListener("pagehide", () => source.close());
+    };
+    const reload = live.querySelector(".reload");
+    let source = null, later = null;
+    const listen = () => {
+      source = new EventSource(live.dataset.live);
+      source.addEventListener("cycle", tell);
+      source.addEventListener("open", () => { if (reload) reload.hidden = true; });
+      source.addEventListener("error", () => {
+        if (reload) reload.hidden = false;
+        // A stream that is cut is asked for again by the browser, one that is refused is not.
+        if (source.readyState === EventSource.CLOSED) later = setTimeout(() => { refresh(); listen(); }, 30000);
+      });
+    };
+    listen();
+    addEventListener("pagehide", () => { clearTimeout(later); source.close(); });
+    addEventListener("pageshow", (event) => { if (event.persisted) { refresh(); listen(); } });
   }
 
   prepareCopying(document);
