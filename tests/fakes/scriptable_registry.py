@@ -41,6 +41,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+_TRICKLE = 1024
+_TRICKLE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -350,6 +352,17 @@ class ScriptableRegistry:
 
         self._script(path_regex, times, None, act)
 
+    def hold(self, path_regex: str, *stops: int) -> tuple[threading.Event, ...]:
+        """Send the body so far, and then next to nothing, until the event that comes back for the stop is set."""
+        held = tuple((stop, threading.Event()) for stop in stops)
+
+        def act(handler: _Handler) -> bool:
+            handler.held = held
+            return False
+
+        self._script(path_regex, None, "GET", act)
+        return tuple(event for _, event in held)
+
     def before(self, path_regex: str, action: Callable[[], object], *, times: int | None = None) -> None:
         """Do something else when a request comes, then answer it as usual."""
 
@@ -434,6 +447,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     cut_after: int | None = None
     corrupted = False
     pause = 0.0
+    held: tuple[tuple[int, threading.Event], ...] = ()
 
     def do_GET(self) -> None:
         self._serve()
@@ -463,6 +477,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(sent[: self.cut_after])
             self.hang_up()
         else:
+            sent = self._hold(sent)
             (_Dripping(self.wfile, self) if self.pause else self.wfile).write(sent)
             if "content-length" in lower or "transfer-encoding" in lower:
                 self.close_connection = True  # whoever sets the length himself may be lying
@@ -474,9 +489,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
+    def _hold(self, body: bytes) -> bytes:
+        """Send what is held at stops; the rest of the body."""
+        sent = 0
+        for stop, event in self.held:
+            self.wfile.write(body[sent:stop])
+            sent = max(sent, stop)
+            # A little goes on coming, or the client would take the connection for dead.
+            while not event.wait(_TRICKLE_SECONDS):
+                self.wfile.write(body[sent : sent + _TRICKLE])
+                sent += _TRICKLE
+        return body[sent:]
+
     def _serve(self) -> None:
         registry = self.server.registry
-        self.cut_after, self.corrupted, self.pause = None, False, 0.0
+        self.cut_after, self.corrupted, self.pause, self.held = None, False, 0.0, ()
         while isinstance(self.wfile, _Dripping):
             self.wfile = self.wfile.stream
         url = urlsplit(self.path)
