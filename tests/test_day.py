@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cvmfs_sync.control import Request
+from cvmfs_sync.registry import Timing, client
 from cvmfs_sync.render import report_document
 from cvmfs_sync.service import load_config
 from cvmfs_sync.serving import Daemon
@@ -60,7 +61,12 @@ class _Disk:
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let waits for registries and the server be short ones."""
     sleep = time.sleep
-    monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.002)))
+
+    def nap(seconds: float) -> None:
+        sleep(min(seconds, 0.002))
+
+    monkeypatch.setattr("time.sleep", nap)
+    monkeypatch.setattr(client, "Timing", lambda: Timing(sleep=nap))
 
 
 class _Day:
