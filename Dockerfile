@@ -29,6 +29,8 @@ RUN mkdir -p /work /var/lib/cvmfs-sync /var/cache/cvmfs-sync /srv/containers \
 ENV PATH=/opt/cvmfs-sync/bin:/usr/local/bin:/usr/bin:/bin HOME=/work PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /work
+# Metrics and health; pages and API: where `metrics.listen` and `web.listen` say so, by default to this container only.
+EXPOSE 9100 9180
 # `run` ends at SIGTERM; what was published stays.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["cvmfs-sync"]

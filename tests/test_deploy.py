@@ -272,11 +272,18 @@ def test_kubernetes_manifest_hangs_together(tmp_path: Path) -> None:
     assert Path(container["args"][-1]).parent == Path("/etc/cvmfs-sync")
     for place in (loaded.repository.root, loaded.state_dir, loaded.spool_dir, Path("/etc/cvmfs-sync"), Path("/tmp")):
         assert str(place) in mounts
-    (port,) = container["ports"]
-    assert loaded.metrics.listen is not None
-    assert (loaded.metrics.listen.host, loaded.metrics.listen.port) == ("0.0.0.0", port["containerPort"])
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    listening = {"metrics": loaded.metrics.listen, "web": loaded.web.listen}
+    assert {name: (each.host, each.port) for name, each in listening.items() if each is not None} == {
+        name: ("0.0.0.0", port) for name, port in ports.items()
+    }
+    served = documents["Service/cvmfs-sync"]["spec"]["ports"]
+    assert {each["targetPort"]: each["port"] for each in served} == ports
+    exposed = re.search(r"(?m)^EXPOSE (.*)$", (ROOT / "Dockerfile").read_text())
+    assert exposed
+    assert set(map(int, exposed[1].split())) == set(ports.values())
     probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
-    assert {each["port"] for each in probes.values()} == {port["name"]}
+    assert {each["port"] for each in probes.values()} == {"metrics"}
     assert [each["path"] for each in probes.values()] == ["/healthz", "/healthz", "/readyz"]
     (variable,) = container["env"]
     assert json.loads(documents["Secret/cvmfs-sync-registries"]["stringData"]["config.json"]) == {"auths": {}}
