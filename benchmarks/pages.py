@@ -38,7 +38,7 @@ from cvmfs_sync.repository import DirectoryRepository
 from cvmfs_sync.state import State
 from tests.support.registry import free_port
 
-__all__ = ["FULL", "QUICK", "Answer", "Served", "document", "measure", "tables"]
+__all__ = ["FULL", "QUICK", "Answer", "Served", "document", "make_site", "measure", "serving", "tables"]
 
 FULL = (10_000, 1_000_000)
 QUICK = (200, 5_000)
@@ -95,8 +95,8 @@ def measure(images: int, events: int) -> Served:
     """
     with tempfile.TemporaryDirectory(prefix="cvmfs-sync-pages-", dir=large_temporary()) as directory:
         home = Path(directory)
-        _make(home, images, events)
-        with _serving(home) as (url, process, start):
+        make_site(home, images, events)
+        with serving(home) as (url, process, start):
             answers = [_asked(what, url + address) for what, address in _ADDRESSES.items()]
             total = requests.get(f"{url}/api/v1/images", timeout=_SECONDS).json()["total"]
             if total != images:
@@ -137,7 +137,7 @@ def document(served: Served) -> dict[str, Any]:
     return asdict(served)
 
 
-def _make(home: Path, images: int, events: int) -> None:
+def make_site(home: Path, images: int, events: int) -> None:
     """A repository's links and catalogue, a list, and a history, all without any image."""
     layout, root = Layout(), home / "published"
     root.mkdir()
@@ -173,10 +173,10 @@ def _make(home: Path, images: int, events: int) -> None:
 
 
 @contextmanager
-def _serving(home: Path) -> Iterator[tuple[str, int, float]]:
-    """Address and process of a server, and how long it took to answer."""
+def serving(home: Path, **settings: Any) -> Iterator[tuple[str, int, float]]:
+    """Address and process of a server, and how long it took to answer; `settings` are those of its configuration."""
     port = free_port()
-    (home / "cvmfs-sync.yaml").write_text(json.dumps({"web": {"listen": f"127.0.0.1:{port}"}}))
+    (home / "cvmfs-sync.yaml").write_text(json.dumps({"web": {"listen": f"127.0.0.1:{port}"}, **settings}))
     before = time.monotonic()
     process = subprocess.Popen([*OURS, "serve", "--config", str(home / "cvmfs-sync.yaml")])
     try:

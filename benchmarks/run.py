@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import images, pages, polling, publishing, report, scaling
+from benchmarks import images, pages, polling, publishing, report, scaling, visitors
 from benchmarks.contenders import CONTENDERS, OURS, Contender, Target
 from benchmarks.measure import Failed, can_mount, count_entries, fresh_directory, large_temporary, run
 from benchmarks.profiles import profile
@@ -25,6 +25,7 @@ _REPOSITORY = "bench/image"
 _PUBLISHING = "publishing"
 _POLLING = "polling"
 _PAGES = "pages"
+_LOAD = "pages-load"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             served = pages.measure(*(pages.QUICK if options.quick else pages.FULL))
             _print(f"\n{pages.tables(served)}")
             result["pages"] = pages.document(served)
+        if _is_chosen(_LOAD, options.only) and not (options.scale or options.profile):
+            _load(options, result, mount=not reason)
     except (images.Unavailable, Failed) as problem:
         _say(str(problem))
         return 1
@@ -89,7 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small image that needs neither root nor packages")
     parser.add_argument(
         "--only", default="", metavar="PART,...",
-        help="contenders with one of these in their name, 'publishing', 'polling' and 'pages'",
+        help="contenders with one of these in their name, 'publishing', 'polling', 'pages' and 'pages-load'",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="all samples, and the machine")
     parser.add_argument("--profile", action="store_true", help="show where unpack and squash spend their time instead")
@@ -99,10 +102,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: at least 1")
-    others = [_PUBLISHING, _POLLING, _PAGES]
+    others = [_PUBLISHING, _POLLING, _PAGES, _LOAD]
     if not _chosen(options.only) and not any(_is_chosen(each, options.only) for each in others):
         parser.error(f"--only: no contender; there are {', '.join([*(each.name for each in CONTENDERS), *others])}")
     return options
+
+
+def _load(options: argparse.Namespace, result: dict[str, Any], *, mount: bool) -> None:
+    if missing := visitors.missing():
+        _say(f"pages under load are left out: {missing}")
+        return
+    visited = visitors.measure(visitors.subject(quick=options.quick), runs=options.runs, mount=mount)
+    _print(f"\n{visitors.tables(visited)}")
+    result["visitors"] = visitors.document(visited)
 
 
 def _chosen(only: str) -> list[Contender]:

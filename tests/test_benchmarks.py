@@ -26,6 +26,7 @@ from benchmarks import (
     run,
     scaling,
     successors,
+    visitors,
 )
 from benchmarks.contenders import CONTENDERS, FLOOR, PEER, Contender
 from benchmarks.layers import Layer, LayerWriter, scan, write_difference, write_image
@@ -338,3 +339,15 @@ def test_pages_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert served.memory > 1 << 20
     assert [each.size > 0 for each in served.answers] == [True, True]
     assert "events, first page" in pages.tables(served)
+
+
+def test_publishing_is_measured_while_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the three publishes, visitors get answers, and the table tells who was slowed by how much."""
+    require("docker-registry", "wrk")
+    monkeypatch.setattr(visitors, "_SITE", (20, 200))
+    found = visitors.measure(visitors.subject(quick=True), runs=1, mount=False)
+    assert [each.who for each in found] == [visitors.NOBODY, visitors.VISITORS, visitors.OTHERS]
+    assert [each.rate > 0 for each in found] == [False, True, True]
+    walls = [each.sample.wall for each in found]
+    assert visitors.ratio(found, visitors.VISITORS, visitors.NOBODY) == walls[1] / walls[0]
+    assert f"{walls[1] / walls[2]:.3f}" in visitors.tables(found)
