@@ -35,6 +35,7 @@ def sync(
     only: Sequence[ImageName] = (),
     *,
     retry: bool = False,
+    insist: bool = True,
     gap: Gap | None = None,
 ) -> CycleReport:
     """Do what `plan` decides. Everything that was published before an error stays so.
@@ -44,6 +45,7 @@ def sync(
         wishes: A valid list.
         only: See `plan`.
         retry: See `plan`.
+        insist: See `plan`.
         gap: Asked before each image.
 
     Raises:
@@ -57,7 +59,7 @@ def sync(
             log.warning("%s", recovered)
         taken_down, unread = _take_down(context, wishes)
         planning = time.monotonic()
-        decided = plan(context, wishes, only, retry=retry)
+        decided = plan(context, wishes, only, retry=retry, insist=insist)
         planned = time.monotonic() - planning
         executor = Executor(context, decided, gap)
         note_waiting(context, decided.steps, others=bool(only))

@@ -140,10 +140,10 @@ class Executor:
         for target in targets:
             keep_log(self.context, target.link, lines)
 
-    def _publish_now(self, wishes: ImageList, only: Sequence[ImageName]) -> CycleReport:
+    def _publish_now(self, wishes: ImageList, only: Sequence[ImageName], *, insist: bool = True) -> CycleReport:
         """A small cycle within this one; what it publishes is known here, too."""
         started = time.monotonic()
-        inner = Executor(self.context, plan(self.context, wishes, only))
+        inner = Executor(self.context, plan(self.context, wishes, only, insist=insist))
         note_waiting(self.context, inner.decided.steps, others=True)
         inner._preparer, inner._catalogue = self._preparer, self._catalogue
         for digest, users in inner._needed.items():

@@ -6,9 +6,9 @@ two images, because it is told in the same words. Nothing is done here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from cvmfs_sync.errors import CvmfsSyncError, RepositoryError
 from cvmfs_sync.imagelist import ImageList
@@ -86,8 +86,11 @@ class CycleReport:
         return 1 if any(outcome.result == "failed" for outcome in self.outcomes) else 0
 
 
-PublishNow: TypeAlias = Callable[[ImageList, Sequence[ImageName]], CycleReport]
-"""Publishes images of a list in the middle of a cycle; raises what `plan` raises."""
+class PublishNow(Protocol):
+    """Publishes images of a list, in the middle of a cycle or between two."""
+
+    def __call__(self, wishes: ImageList, only: Sequence[ImageName], *, insist: bool = True) -> CycleReport:
+        """See `plan` for what is given and raised."""
 
 
 class Gap(Protocol):

@@ -101,23 +101,32 @@ class Plan:
         return sum(isinstance(step, Failed) for step in self.steps)
 
 
-def plan(context: Context, wishes: ImageList, only: Sequence[ImageName] = (), *, retry: bool = False) -> Plan:
+def plan(
+    context: Context,
+    wishes: ImageList,
+    only: Sequence[ImageName] = (),
+    *,
+    retry: bool = False,
+    insist: bool = True,
+) -> Plan:
     """Decide what has to be done.
 
     Args:
         context: Nothing in it is changed but the memory of what names meant.
         wishes: A valid list.
-        only: Names to restrict the cycle to; these are tried whenever they have failed.
+        only: Names to restrict the cycle to.
         retry: Whether all that has failed is tried, whatever its time.
+        insist: Whether somebody asks for the names of `only`: then these are tried whenever they have failed. See
+            `survey`.
 
     Raises:
-        UsageError: A name of `only` is not in the list, or not among the tags that it selects.
+        UsageError: See `survey`.
         ListError: Two wishes claim one link.
     """
-    found = survey(context, wishes, only)
+    found = survey(context, wishes, only, insist=insist)
     stored = stored_catalogue(context.repository)
     catalogue = read_catalogue(context.repository, context.recipe.layout) if stored is None else stored
-    eager = retry or bool(only)
+    eager = retry or (insist and bool(only))
     decisions = [_decide(context, wishes, catalogue, target, found, eager=eager) for target in found.targets]
     unresolved = [each for each in decisions if isinstance(each, _Unresolved)]
     resolved = iter(ask_each(unresolved, lambda each: each.target.name, lambda each: _resolve(context, wishes, each)))

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from wsgiref.types import WSGIApplication
 
 from cvmfs_sync.backlog import Backlog
+from cvmfs_sync.checks import Checks
 from cvmfs_sync.collection import collect
 from cvmfs_sync.config import Config
 from cvmfs_sync.console import document
@@ -99,6 +100,7 @@ class Daemon:
         self._notifier = notifier or Notifier(None)
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._parked: list[Request] = []
+        self._checks = Checks(clock)
         self._reloads: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._retry = False
         self._backlog = Backlog()
@@ -244,11 +246,14 @@ class Daemon:
         return refused
 
     def submit(self, request: Request) -> None:
-        """Take a request from the control socket; from any thread. Who only wants to look is answered at once."""
+        """Take a request from the control socket; from any thread. Who waits for nothing is answered at once."""
         if request.content == {"show": "activity"}:
             request.answer({"exit_code": 0, "activity": self.activity().model_dump(mode="json")})
             return
-        self._requests.put(request)
+        if "check" in request.content:
+            self._reply(request, lambda: self._checks.hear(request.content))
+        else:
+            self._requests.put(request)
         self.agenda.wake()
 
     def activity(self) -> Activity:
@@ -259,12 +264,12 @@ class Daemon:
         )  # fmt: skip
 
     def wanted(self) -> bool:
-        """See `cycle.Gap`."""
+        """See `outcome.Gap`."""
         self._stopping.check()
-        return not self._requests.empty()
+        return bool(self._checks) or not self._requests.empty()
 
     def serve(self, publish: PublishNow) -> None:
-        """See `cycle.Gap`. Who asks for a whole cycle waits until this one ends."""
+        """See `outcome.Gap`. Who asks for a whole cycle waits until this one ends."""
         while not self._requests.empty():
             request = self._requests.get()
             if request.content.get("sync") == []:
@@ -272,6 +277,7 @@ class Daemon:
                 self.agenda.wake()
             else:
                 self._answer(request, publish)
+        self._check(publish)
 
     def reload(self) -> None:
         """Read the configuration again: all of it holds from the next job on, or nothing of it if anything is wrong.
@@ -328,17 +334,37 @@ class Daemon:
             request = self._requests.get() if not self._requests.empty() else self._parked.pop(0)
             with self._busy("what was asked for"):
                 self._answer(request, self._publish)
+        if self._checks:
+            with self._busy("what was pushed"):
+                self._check(self._publish)
 
-    def _publish(self, wishes: ImageList, only: Sequence[ImageName]) -> CycleReport:
+    def _publish(self, wishes: ImageList, only: Sequence[ImageName], *, insist: bool = True) -> CycleReport:
         with self._context() as context:
-            return sync(context, wishes, only)
+            return sync(context, wishes, only, insist=insist)
+
+    def _check(self, publish: PublishNow) -> None:
+        """Look at what was pushed. If that can't be done now, the schedule does it."""
+        try:
+            report = self._checks.carry_out(self.wishes, publish)
+        except CvmfsSyncError as error:
+            log.error("what was pushed could not be checked, the next cycle does it: %s", error)
+        except Exception:
+            log.exception("checking what was pushed ended by a defect of cvmfs-sync; please report this")
+        else:
+            if report is not None:
+                self.metrics.published(report)
+                if report.stopped is not None:
+                    log.error("checking what was pushed was stopped: %s", report.stopped)
 
     def _answer(self, request: Request, publish: PublishNow) -> None:
         """Do what is asked, and tell what became of it."""
-        if request.gone:
-            return
+        if not request.gone:
+            self._reply(request, lambda: self._done(request, publish))
+
+    @staticmethod
+    def _reply(request: Request, do: Callable[[], Mapping[str, Any]]) -> None:
         try:
-            request.answer(self._done(request, publish))
+            request.answer(do())
         except CvmfsSyncError as error:
             request.answer({"exit_code": error.exit_code, "error": document(error)})
         except Exception as error:

@@ -115,29 +115,33 @@ class Survey:
     unlisted: tuple[Wish, ...] = ()
 
 
-def survey(context: Context, wishes: ImageList, only: Sequence[ImageName] = ()) -> Survey:
+def survey(context: Context, wishes: ImageList, only: Sequence[ImageName] = (), *, insist: bool = True) -> Survey:
     """Ask the registries.
 
     Args:
         context: Nothing in it is changed.
         wishes: A valid list.
         only: Names to restrict the questions to.
+        insist: Whether each of them has to be asked for by the list. Without, those that are not are left out, and one
+            without tag and digest stands for all that the list asks for of its repository.
 
     Raises:
-        UsageError: A name of `only` is not in the list, or not among the tags that it selects.
+        UsageError: A name of `only` is not in the list, or not among the tags that it selects; with `insist`.
         ListError: Two wishes claim one link.
     """
     today = context.now().date()
     current = list(wishes.wished_on(today).wishes)
     expired = tuple(wish for wish in wishes.wishes if wish.expires is not None and wish.expires < today)
     if only:
-        _require_listed(only, current, expired)
-        current = [wish for wish in current if any(matches(wish, name) for name in only)]
+        if insist:
+            _require_listed(only, current, expired)
+        current = _asked_wishes(current, only, whole=not insist)
+    named = frozenset(only)
     filtering = [wish for wish in current if wish.tags is not None]
     listings = iter(ask_each(filtering, lambda wish: wish.name, lambda wish: _targets(context, wish)))
     expanded = [_targets(context, wish) if wish.tags is None else next(listings) for wish in current]
-    targets = _distinct([target for group, _ in expanded for target in group if not only or _asked(target, only)])
-    if only:
+    targets = _distinct([t for group, _ in expanded for t in group if not only or _asked(t, named, whole=not insist)])
+    if only and insist:
         _require_selected(only, targets)
     names = list(dict.fromkeys(target.name for target in targets if isinstance(target, Target)))
     context.progress.start("asking registries", len(names))
@@ -318,5 +322,18 @@ class Matching:
         return next((wish for _, wish in near if matches(wish, name)), None)
 
 
-def _asked(target: Target | Failed, only: Sequence[ImageName]) -> bool:
-    return isinstance(target, Failed) or target.name in only
+def _asked_wishes(wishes: Sequence[Wish], only: Sequence[ImageName], *, whole: bool) -> list[Wish]:
+    """Those that may ask for one of the names; with `whole`, a name without a tag is all of its repository."""
+    near: dict[ImageName, list[ImageName]] = {}
+    for name in only:
+        for key in {name, without_tag(name)}:
+            near.setdefault(key, []).append(name)
+    return [
+        wish
+        for wish in wishes
+        if any(matches(wish, name) or (whole and wish.name == name) for name in near.get(wish.name, ()))
+    ]
+
+
+def _asked(target: Target | Failed, only: frozenset[ImageName], *, whole: bool) -> bool:
+    return isinstance(target, Failed) or target.name in only or (whole and without_tag(target.name) in only)

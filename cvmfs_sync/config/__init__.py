@@ -17,6 +17,8 @@ from cvmfs_sync.config.settings import (
     Sandbox,
     Schedule,
     Web,
+    Webhook,
+    WebhookKind,
     json_schema,
 )
 from cvmfs_sync.config.values import GitList
@@ -33,6 +35,8 @@ __all__ = [
     "Sandbox",
     "Schedule",
     "Web",
+    "Webhook",
+    "WebhookKind",
     "json_schema",
     "load",
 ]

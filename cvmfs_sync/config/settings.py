@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from cvmfs_sync.config.values import (
     AbsolutePath,
@@ -37,8 +37,14 @@ __all__ = [
     "Sandbox",
     "Schedule",
     "Web",
+    "Webhook",
+    "WebhookKind",
     "json_schema",
 ]
+
+WebhookKind = Literal["dockerhub", "github", "harbor", "quay", "gitlab", "distribution"]
+# Of senders whose registry most people mean.
+_USUAL_REGISTRIES = {"dockerhub": "docker.io", "github": "ghcr.io", "quay": "quay.io"}
 
 
 class RepositoryOptions(StrictModel):
@@ -181,6 +187,44 @@ class Hook(StrictModel):
         return self
 
 
+class Webhook(StrictModel):
+    """Who may tell that something was pushed."""
+
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
+        description="It is called at /webhooks/<name>."
+    )
+    kind: WebhookKind = Field(description="What calls it.")
+    registry: RegistryHost = Field(
+        default="",
+        description="Whose images it is about; by default docker.io, ghcr.io or quay.io for dockerhub, github, quay.",
+    )
+    secret_file: AbsolutePath = Field(
+        description="File with the secret that callers have to know, or two while one replaces the other, one a line."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_registry(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "registry" not in data and isinstance(data.get("kind"), str):
+            usual = _USUAL_REGISTRIES.get(data["kind"])
+            return data if usual is None else {"registry": usual, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _registry_given(self) -> Webhook:
+        if not self.registry:
+            raise ValueError(f"the key 'registry' is missing: {self.kind} needs the registry's host, or host:port")
+        return self
+
+
+def _own_names(webhooks: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+    names = [webhook.name for webhook in webhooks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two webhooks have the name {name!r}")
+    return webhooks
+
+
 class Web(StrictModel):
     """Pages and API for those who ask for images."""
 
@@ -189,6 +233,9 @@ class Web(StrictModel):
     )
     url: PublicUrl | None = Field(
         default=None, description="By which the world reaches the pages, for feeds and links from elsewhere."
+    )
+    webhooks: Annotated[tuple[Webhook, ...], Field(strict=False), AfterValidator(_own_names)] = Field(
+        default=(), description="Registries that may tell that something was pushed."
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fastapi import APIRouter
 
 from cvmfs_sync.config import Config
 from cvmfs_sync.control import ask
-from cvmfs_sync.errors import UsageError
+from cvmfs_sync.errors import RepositoryError, UsageError
 from cvmfs_sync.service import known_wishes, make_recipe, make_repository, now
 from cvmfs_sync.view.queries import Origins, View
 from cvmfs_sync.view.redaction import Redaction
@@ -20,8 +21,11 @@ from cvmfs_sync.web import feeds, html
 from cvmfs_sync.web.app import make_app
 from cvmfs_sync.web.live import Broadcast, live_router
 from cvmfs_sync.web.server import serve, step_back
+from cvmfs_sync.web.webhooks import webhook_router
 
-__all__ = ["open_view", "routers", "serve_pages"]
+__all__ = ["open_view", "routers", "serve_pages", "tell"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -62,6 +66,19 @@ def routers(broadcast: Broadcast | None = None) -> list[APIRouter]:
     return [html.router, live_router(broadcast), feeds.router]
 
 
+def tell(state_dir: Path, names: Sequence[str]) -> None:
+    """Have the daemon look at what was pushed; without one there is nothing to do, as it looks when it starts."""
+    try:
+        answer = ask(state_dir, {"check": names})
+    except RepositoryError as error:
+        log.warning("the daemon is not told what was pushed, its schedule comes to it: %s", error)
+        return
+    if answer is None:
+        log.warning("no daemon runs to be told what was pushed: it looks at everything when it starts")
+    elif answer.get("exit_code") != 0:
+        log.error("the daemon does not take what was pushed: %s", answer.get("error"))
+
+
 def serve_pages(config: Config, *, parent: int | None = None) -> None:
     """Show pages until SIGTERM or SIGINT; see `server.serve`.
 
@@ -73,7 +90,10 @@ def serve_pages(config: Config, *, parent: int | None = None) -> None:
     step_back()
     broadcast = Broadcast()
     with open_view(config) as view:
-        app = make_app(view, routers(broadcast), url=config.web.url)
+        answering = routers(broadcast)
+        if config.web.webhooks:
+            answering.append(webhook_router(config.web.webhooks, lambda names: tell(config.state_dir, names)))
+        app = make_app(view, answering, url=config.web.url)
         serve(app, config.web.listen, parent=parent, ending=broadcast.close)
 
 

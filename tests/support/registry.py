@@ -157,6 +157,7 @@ def start_docker_registry(
     *,
     certificate: tuple[Path, Path] | None = None,
     token: Mapping[str, str] | None = None,
+    endpoint: Mapping[str, Any] | None = None,
 ) -> Iterator[RegistryServer]:
     """Run a registry of one's own for the length of a `with` block.
 
@@ -165,6 +166,7 @@ def start_docker_registry(
         htpasswd: User and password without which it answers 401.
         certificate: PEM files of certificate and key, to speak HTTPS.
         token: Its `auth.token` section: whose tokens it wants (`TokenServer.section`).
+        endpoint: One of its `notifications.endpoints`: whom it tells what is pushed.
     """
     require("docker-registry", *(["htpasswd"] if htpasswd else []))
     directory.mkdir(parents=True, exist_ok=True)
@@ -174,7 +176,10 @@ def start_docker_registry(
         # Another process may take the port between here and the start of the registry: then with another one.
         host = f"127.0.0.1:{free_port()}"
         configuration = directory / "config.json"  # YAML is a superset
-        configuration.write_text(json.dumps(_configuration(directory, host, storage, htpasswd, certificate, token)))
+        content = _configuration(directory, host, storage, htpasswd, certificate, token)
+        if endpoint:
+            content["notifications"] = {"endpoints": [dict(endpoint)]}
+        configuration.write_text(json.dumps(content))
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 ["docker-registry", "serve", configuration],
