@@ -13,7 +13,13 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.support")
 
-from tests.support import cvmfs, debian, registry  # noqa: E402 -- after its assertions are rewritten
+# After the assertions in them are rewritten.
+from cvmfs_sync.repository import DirectoryRepository  # noqa: E402
+from tests.fakes.scriptable_registry import ScriptableRegistry  # noqa: E402
+from tests.support import cvmfs, debian  # noqa: E402
+from tests.support.registry import RegistryServer, start_docker_registry  # noqa: E402
+from tests.support.site import Site  # noqa: E402
+from tests.support.workshop import Workshop  # noqa: E402
 
 # A slow machine is no failure. CI tries the same examples in every run, `make fuzz` many others.
 settings.register_profile("default", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -45,12 +51,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="session")
-def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.RegistryServer]:
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     """A real registry for the whole session: let each test use a repository name of its own.
 
     For one with a password, or one that a test damages or stops, use `start_docker_registry(tmp_path, ...)`.
     """
-    with registry.start_docker_registry(tmp_path_factory.mktemp("registry")) as server:
+    with start_docker_registry(tmp_path_factory.mktemp("registry")) as server:
         yield server
 
 
@@ -67,7 +73,7 @@ def debian_layout(debian_rootfs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def debian_image(docker_registry: registry.RegistryServer, debian_layout: Path) -> debian.DebianImage:
+def debian_image(docker_registry: RegistryServer, debian_layout: Path) -> debian.DebianImage:
     """The images of `debian_layout` in the registry, too: `debian/test`, tags "1", "2", "env"."""
     repository = "debian/test"
     first, moved, env = (docker_registry.push_layout(debian_layout, tag, repository, tag) for tag in debian.TAGS)
@@ -101,3 +107,31 @@ def fake_cvmfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cvmfs.FakeCvm
     for name, value in fake.environment.items():
         monkeypatch.setenv(name, value)
     return fake
+
+
+@pytest.fixture
+def registry() -> Iterator[ScriptableRegistry]:
+    """An empty registry whose requests are recorded and whose faults are scripted."""
+    with ScriptableRegistry() as server:
+        yield server
+
+
+@pytest.fixture(params=["directory", "cvmfs"])
+def site(request: pytest.FixtureRequest, tmp_path: Path, registry: ScriptableRegistry) -> Site:
+    """An installation with either backend."""
+    fake = request.getfixturevalue("fake_cvmfs") if request.param == "cvmfs" else None
+    return Site(tmp_path / "site", fake, (registry.host, registry.alias))
+
+
+@pytest.fixture
+def plain(tmp_path: Path, registry: ScriptableRegistry) -> Site:
+    """An installation with backend directory, for what does not depend on the backend."""
+    return Site(tmp_path / "site", None, (registry.host, registry.alias))
+
+
+@pytest.fixture
+def shop(tmp_path: Path, registry: ScriptableRegistry) -> Iterator[Workshop]:
+    """Something that publishes into a directory, without list and memory."""
+    made = Workshop(tmp_path, DirectoryRepository(tmp_path / "published"), insecure=(registry.host,))
+    yield made
+    made.close()

@@ -18,7 +18,7 @@ import yaml
 
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support import file, layer, require
-from tests.support.commands import cli_command
+from tests.support.commands import cli_command, stop
 from tests.support.registry import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -105,11 +105,7 @@ def _process(*command: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            stop(process, 60)
 
 
 def _wait(condition: Callable[[], bool], *logs: Path) -> None:

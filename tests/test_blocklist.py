@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,6 @@ HEAD = "version: 1\nimages:\n  - x.org/a:1\n"
 def layer(content: str) -> bytes:
     """A layer with one file."""
     return support.layer(support.file("content", content)).tar
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry that can be changed."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture(params=["directory", "cvmfs"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, registry: ScriptableRegistry) -> Site:
-    """An installation with either backend."""
-    fake = request.getfixturevalue("fake_cvmfs") if request.param == "cvmfs" else None
-    return Site(tmp_path / "site", fake, (registry.host, registry.alias))
 
 
 def wish(site: Site, images: list[Any], blocked: list[dict[str, str]] | None = None) -> None:

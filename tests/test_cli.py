@@ -47,13 +47,6 @@ IMAGE = support.Image(
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry whose requests are recorded and whose faults are scripted."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture
 def layout(tmp_path: Path) -> str:
     """An image on disk."""
     return f"oci:{support.write_layout(tmp_path / 'images', {'1': IMAGE})}:1"

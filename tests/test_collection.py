@@ -31,6 +31,7 @@ from tests.support.site import Site
 
 # Names that are pinned need no request.
 A, B, C = (f"x.org/{each}@sha256:{each * 64}" for each in "abc")
+DUE_AT_ONCE = {"retire": {"grace_period": "0s", "max_fraction": 1}}
 HOUR = replace(AT_ONCE, grace_period=timedelta(hours=1))
 
 
@@ -40,25 +41,17 @@ def layer(content: str) -> bytes:
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry whose faults are scripted."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture(params=["directory", "cvmfs"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, registry: ScriptableRegistry) -> Site:
+def site(site: Site) -> Site:
     """An installation with either backend, in which everything is due at once."""
-    fake = request.getfixturevalue("fake_cvmfs") if request.param == "cvmfs" else None
-    settings = {"retire": {"grace_period": "0s", "max_fraction": 1}}
-    return Site(tmp_path / "site", fake, (registry.host, registry.alias), settings)
+    site.settings |= DUE_AT_ONCE
+    return site
 
 
 @pytest.fixture
-def plain(tmp_path: Path, registry: ScriptableRegistry) -> Site:
+def plain(plain: Site) -> Site:
     """The same with backend directory, for what does not depend on the backend."""
-    settings = {"retire": {"grace_period": "0s", "max_fraction": 1}}
-    return Site(tmp_path / "site", None, (registry.host, registry.alias), settings)
+    plain.settings |= DUE_AT_ONCE
+    return plain
 
 
 def two_images(site: Site, registry: ScriptableRegistry) -> tuple[str, str]:

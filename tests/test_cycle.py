@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,26 +21,6 @@ ADDED = (".singularity.d*", "singularity", ".run", ".exec", ".shell", ".test", "
 def layer(**files: str) -> bytes:
     """A layer's blob, uncompressed; names have `_` for `/`."""
     return support.layer(*(support.file(name.replace("_", "/"), text) for name, text in files.items())).tar
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry whose requests are recorded and whose faults are scripted."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture(params=["directory", "cvmfs"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, registry: ScriptableRegistry) -> Site:
-    """An installation with either backend."""
-    fake = request.getfixturevalue("fake_cvmfs") if request.param == "cvmfs" else None
-    return Site(tmp_path / "site", fake, (registry.host, registry.alias))
-
-
-@pytest.fixture
-def plain(tmp_path: Path, registry: ScriptableRegistry) -> Site:
-    """An installation with backend directory, for what does not depend on the backend."""
-    return Site(tmp_path / "site", None, (registry.host, registry.alias))
 
 
 @pytest.fixture(scope="module")

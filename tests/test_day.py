@@ -29,12 +29,6 @@ SETTINGS = {"retire": {"grace_period": "6h", "max_fraction": 1.0}, "metrics": {"
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture
 def elsewhere() -> Iterator[ScriptableRegistry]:
     with ScriptableRegistry() as server:
         yield server

@@ -13,7 +13,6 @@ from hypothesis import event, given, settings
 
 from cvmfs_sync.diff import apply, diff
 from cvmfs_sync.difference import Fields, Metadata, Totals, TreeDiff, contents, exact_metadata
-from cvmfs_sync.errors import InvalidImage
 from cvmfs_sync.image import ImageConfig
 from cvmfs_sync.index import LayerIndex, index_layer
 from cvmfs_sync.reference import Platform
@@ -22,7 +21,7 @@ from cvmfs_sync.tar import Entry, Kind, Limits
 from cvmfs_sync.tree import SYNTHETIC, Inode, Tree, directory, file, merge, symlink
 from tests.support import images
 from tests.support.images import hardlink
-from tests.support.model import MemoryLayer, entries_of, random_layers
+from tests.support.model import MemoryLayer, entries_of, random_layers, valid_layers
 
 Layers = Sequence[Sequence[images.Entry]]
 f, d, s, h = images.file, images.directory, images.symlink, hardlink
@@ -313,22 +312,8 @@ def _check_totals(difference: TreeDiff, before: _Listing, after: _Listing) -> No
     assert totals.made + totals.changed + totals.unchanged == len(after) - 1
 
 
-def _valid(layers: Layers) -> Layers:
-    """The layers without the entries that would have the image refused."""
-    result: list[list[images.Entry]] = []
-    for layer in layers:
-        result.append([])
-        for entry in layer:
-            result[-1].append(entry)
-            try:
-                merge([entries_of(each) for each in result])
-            except InvalidImage:
-                result[-1].pop()
-    return result
-
-
 def _sides(old: Layers, new: Layers) -> tuple[Side, Side]:
-    return Side(_valid(old)), Side(_valid(new), offset=len(old))
+    return Side(valid_layers(old)), Side(valid_layers(new), offset=len(old))
 
 
 @settings(max_examples=200)

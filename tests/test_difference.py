@@ -17,14 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from cvmfs_sync.diff import diff
-from cvmfs_sync.errors import CloneRefused, InvalidImage
+from cvmfs_sync.errors import CloneRefused
 from cvmfs_sync.flatten import flatten
 from cvmfs_sync.inventory import Published
 from cvmfs_sync.prepare import kept_metadata
 from cvmfs_sync.repository import DirectoryRepository
 from cvmfs_sync.rootfs import DirectorySink
 from cvmfs_sync.sandbox import furnish
-from cvmfs_sync.tree import merge
 from cvmfs_sync.treeindex import read_tree, tree_id, tree_of
 from cvmfs_sync.verify import verify
 from cvmfs_sync.writing import SANDBOX
@@ -33,7 +32,7 @@ from tests.support.cvmfs import FakeCvmfs
 from tests.support.images import MTIME, Entry, Image
 from tests.support.images import directory as d
 from tests.support.images import file as f
-from tests.support.model import entries_of, file_layers, random_layers
+from tests.support.model import file_layers, random_layers, valid_layers
 from tests.support.places import Place
 from tests.support.trees import Node, assert_same_tree, tree_listing
 from tests.support.workshop import BY_DIFFERENCE, WHOLE, Workshop, inodes
@@ -65,13 +64,13 @@ class Images:
         kind = self.random.choice(("update", "update", "rebuild", "rebuild", "downgrade", "other"))
         match kind:
             case "update":
-                return _valid(old), _valid([*old, self.entries(10, whiteouts=True)])
+                return valid_layers(old), valid_layers([*old, self.entries(10, whiteouts=True)])
             case "downgrade":
-                return _valid([*old, self.entries(10, whiteouts=True)]), _valid(old)
+                return valid_layers([*old, self.entries(10, whiteouts=True)]), valid_layers(old)
             case "rebuild":
-                return _valid(old), _valid([self.changed(each) for each in old])
+                return valid_layers(old), valid_layers([self.changed(each) for each in old])
             case _:
-                return _valid(old), _valid([self.entries(25)])
+                return valid_layers(old), valid_layers([self.entries(25)])
 
     def entries(self, count: int, *, whiteouts: bool = False) -> list[Entry]:
         made: list[Entry] = []
@@ -138,20 +137,6 @@ class Images:
 
     def choose(self, options: Sequence[_T]) -> _T:
         return self.random.choice(options)
-
-
-def _valid(layers: Layers) -> Layers:
-    """The layers without the entries that would have the image refused."""
-    result: list[list[Entry]] = []
-    for layer in layers:
-        result.append([])
-        for entry in layer:
-            result[-1].append(entry)
-            try:
-                merge([entries_of(each) for each in result])
-            except InvalidImage:
-                result[-1].pop()
-    return result
 
 
 def image(layers: Layers, seed: int) -> Image:
@@ -283,7 +268,7 @@ def test_any_two_trees(memory_path: Path, old: Layers, new: Layers) -> None:
     """Everything meets everything: links to and through directories, whiteouts of what is there and what is not."""
     home = Path(tempfile.mkdtemp(dir=memory_path))
     one, other = (Place("directory", home / name / "root", home / name) for name in ("one", "other"))
-    Pair(home, one, other).publish(image(_valid(old), 0), image(_valid(new), 0))
+    Pair(home, one, other).publish(image(valid_layers(old), 0), image(valid_layers(new), 0))
     shutil.rmtree(home)
 
 
@@ -296,7 +281,7 @@ def test_generations_share_what_never_changed(directories: Pair) -> None:
     kept: set[int] = set()
     replaces = None
     for number in range(12):
-        tree = directories._put(image(_valid([entries]), number), replaces)
+        tree = directories._put(image(valid_layers([entries]), number), replaces)
         root = shop.repository.root / tree.path
         assert (tree.record["made_of"] is None) is (number == 0)
         assert {each: inodes(each) for each in seen} == seen

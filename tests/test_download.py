@@ -24,13 +24,6 @@ AT_ONCE = Timing(sleep=lambda _seconds: None)
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """An empty scriptable registry."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture
 def other() -> Iterator[ScriptableRegistry]:
     """Another host."""
     with ScriptableRegistry() as server:

@@ -119,13 +119,6 @@ class Place:
         return {path: value[:2] for path, value in found.items() if path.startswith(prefixes)} if trees else {**found}
 
 
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry on loopback."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else is at work here."""

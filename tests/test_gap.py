@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -20,15 +19,8 @@ NAMES = ("one", "two", "three", "four")
 
 
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture(params=["directory", "cvmfs"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, registry: ScriptableRegistry) -> Site:
-    fake = request.getfixturevalue("fake_cvmfs") if request.param == "cvmfs" else None
-    site = Site(tmp_path / "site", fake, (registry.host,))
+def site(site: Site, registry: ScriptableRegistry) -> Site:
+    """An installation with either backend, whose list asks for all of these."""
     for name in NAMES:
         registry.add_image(f"org/{name}", "1", [support.layer(support.file("a", name)).tar])
     site.wish(*(f"{registry.host}/org/{name}:1" for name in NAMES))

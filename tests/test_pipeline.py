@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -15,28 +13,12 @@ from cvmfs_sync.errors import BlobMismatch, LimitExceeded
 from cvmfs_sync.pipeline import Job, pipeline
 from cvmfs_sync.ports import Silent
 from cvmfs_sync.prepare import Prepared
-from cvmfs_sync.repository import DirectoryRepository
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support import images
 from tests.support.places import until
 from tests.support.workshop import Workshop
 
 SIZE = 100_000
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry whose requests are recorded and whose faults are scripted."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture
-def shop(tmp_path: Path, registry: ScriptableRegistry) -> Iterator[Workshop]:
-    """Something that publishes into a directory."""
-    made = Workshop(tmp_path, DirectoryRepository(tmp_path / "published"), insecure=(registry.host,))
-    yield made
-    made.close()
 
 
 def jobs(shop: Workshop, registry: ScriptableRegistry, *names: str) -> list[Job]:

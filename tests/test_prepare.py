@@ -6,7 +6,7 @@ import functools
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,28 +43,6 @@ def noise(seed: object) -> bytes:
 def base(size: int = SIZE) -> list[images.Entry]:
     """A hundred files."""
     return [d("usr"), *[f(f"usr/{number}", noise(number)[:size]) for number in range(100)]]
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """A registry whose requests are recorded and whose faults are scripted."""
-    with ScriptableRegistry() as server:
-        yield server
-
-
-@pytest.fixture
-def shop(tmp_path: Path, registry: ScriptableRegistry) -> Iterator[Workshop]:
-    """Something that publishes into a directory."""
-    made = Workshop(tmp_path, DirectoryRepository(tmp_path / "published"), insecure=(registry.host,))
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=["directory", "cvmfs"])
-def site(request: pytest.FixtureRequest, tmp_path: Path, registry: ScriptableRegistry) -> Site:
-    """An installation with either backend."""
-    fake = request.getfixturevalue("fake_cvmfs") if request.param == "cvmfs" else None
-    return Site(tmp_path / "site", fake, (registry.host,))
 
 
 def push(
@@ -418,12 +396,6 @@ def test_a_damaged_relative_is_no_relative(
     assert {"usr/stays", "usr/touched", "usr/new", "made/x", "big"} <= set(listing)
     assert listing["usr/stays"].digest == images.digest_of(b"stays")[7:]
     assert not (plain.root / ".cvmfs-sync/staging").exists()
-
-
-@pytest.fixture
-def plain(tmp_path: Path, registry: ScriptableRegistry) -> Site:
-    """An installation with backend directory."""
-    return Site(tmp_path / "site", None, (registry.host,))
 
 
 def test_a_refused_clone_is_published_whole(

@@ -47,6 +47,7 @@ from tests.fakes.scriptable_registry import (
     to_json,
     write_layout,
 )
+from tests.support.pulling import Nobody, ref
 
 BIG = random.Random(1).randbytes(3 * 1024 * 1024 + 12345)
 
@@ -68,14 +69,6 @@ class FakeTime:
         return Timing(lambda: self.now, lambda: 1_700_000_000.0 + self.now, self.sleep, lambda: 0.5)
 
 
-class Nobody:
-    """Credentials of a user who has none."""
-
-    def find(self, registry: str) -> Credential:
-        """Nothing, whoever asks."""
-        return Credential()
-
-
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No proxy, no credentials of whoever runs the tests."""
@@ -83,13 +76,6 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "no-docker-config"))
     monkeypatch.setenv("HOME", str(tmp_path))
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """An empty scriptable registry."""
-    with ScriptableRegistry() as server:
-        yield server
 
 
 @pytest.fixture
@@ -104,11 +90,6 @@ def source(clock: FakeTime) -> Iterator[RegistrySource]:
     client = RegistrySource(default=RegistrySettings(insecure=True), credentials=Nobody(), timing=clock.timing())
     yield client
     client.close()
-
-
-def ref(server: ScriptableRegistry, rest: str = "org/tool:1") -> Reference:
-    """A reference into the server."""
-    return Reference.parse(f"{server.host}/{rest}")
 
 
 def blob_of(server: ScriptableRegistry, content: bytes) -> Descriptor:

@@ -16,7 +16,7 @@ import zstandard
 from cvmfs_sync.errors import BlobMismatch, ImageError, ImageNotFound, InvalidManifest
 from cvmfs_sync.image import ACCEPT, MAX_DOCUMENT, ResolvedImage
 from cvmfs_sync.reference import Digest, Platform, Reference
-from cvmfs_sync.registry import Credential, LayoutSource, RegistrySettings, RegistrySource, Timing
+from cvmfs_sync.registry import LayoutSource, RegistrySettings, RegistrySource, Timing
 from cvmfs_sync.registry.endpoints import Endpoints
 from cvmfs_sync.resolve import Sources, resolve
 from cvmfs_sync.tags import Globs, select
@@ -31,24 +31,10 @@ from tests.fakes.scriptable_registry import (
     sha256,
     to_json,
 )
+from tests.support.pulling import Nobody
 
 TAR = bytes(10240)
 ZERO = "sha256:" + "0" * 64
-
-
-class Nobody:
-    """Credentials of a user who has none."""
-
-    def find(self, registry: str) -> Credential:
-        """Nothing, whoever asks."""
-        return Credential()
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    """An empty registry."""
-    with ScriptableRegistry() as server:
-        yield server
 
 
 @pytest.fixture

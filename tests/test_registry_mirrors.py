@@ -11,10 +11,11 @@ import pytest
 
 from cvmfs_sync.errors import ImageNotFound, RegistryUnavailable
 from cvmfs_sync.image import Descriptor
-from cvmfs_sync.reference import Digest, Reference
+from cvmfs_sync.reference import Digest
 from cvmfs_sync.registry import Credential, RegistryMemory, RegistrySettings, RegistrySource, Timing
 from cvmfs_sync.registry.endpoints import Endpoints
 from tests.fakes.scriptable_registry import BasicAuth, FakeImage, ScriptableRegistry, TokenAuth
+from tests.support.pulling import ref
 
 BIG = random.Random(4).randbytes(3_000_000)
 SECRET = "pl4nted-s3cret"
@@ -66,11 +67,6 @@ def connect(registry: ScriptableRegistry) -> Iterator[Connect]:
     yield make
     for client in clients:
         client.close()
-
-
-def ref(server: ScriptableRegistry, rest: str = "org/tool:1") -> Reference:
-    """A reference into the server."""
-    return Reference.parse(f"{server.host}/{rest}")
 
 
 def blob_of(image: FakeImage) -> Descriptor:

@@ -20,28 +20,20 @@ import pytest
 from cvmfs_sync.errors import BlobMismatch, ImageError, RegistryUnavailable
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.reference import Digest, Reference
-from cvmfs_sync.registry import Credential, Patience, RegistryMemory, RegistrySettings, RegistrySource, Timing
+from cvmfs_sync.registry import Patience, RegistryMemory, RegistrySettings, RegistrySource, Timing
 from tests.fakes.scriptable_registry import ScriptableRegistry, TokenAuth
+from tests.support.pulling import Nobody, ref
 
 BODY = random.Random(6).randbytes(50_000)
 # Short where a test waits for it, long where a loaded machine may need it.
 SHORT = Patience(connect=10.0, read=30.0, answer=30.0, exchange=120.0, window=0.3, discard=0.2)
 
 
-class Nobody:
-    """Credentials of a user who has none."""
-
-    def find(self, registry: str) -> Credential:
-        """Nothing, whoever asks."""
-        return Credential()
-
-
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
+def registry(registry: ScriptableRegistry) -> ScriptableRegistry:
     """A registry with one image, tagged `1`."""
-    with ScriptableRegistry() as server:
-        server.add_image("org/tool", "1")
-        yield server
+    registry.add_image("org/tool", "1")
+    return registry
 
 
 Connect = Callable[..., RegistrySource]
@@ -61,11 +53,6 @@ def connect() -> Iterator[Connect]:
     yield make
     for client in clients:
         client.close()
-
-
-def ref(server: ScriptableRegistry, rest: str = "org/tool:1") -> Reference:
-    """A reference into the server."""
-    return Reference.parse(f"{server.host}/{rest}")
 
 
 def blob_of(server: ScriptableRegistry, content: bytes = BODY) -> Descriptor:

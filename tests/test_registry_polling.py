@@ -15,9 +15,8 @@ import pytest
 
 from cvmfs_sync.errors import AccessDenied, ImageError, ImageNotFound, RateLimited, RegistryUnavailable
 from cvmfs_sync.image import Descriptor
-from cvmfs_sync.reference import Digest, Reference
+from cvmfs_sync.reference import Digest
 from cvmfs_sync.registry import (
-    Credential,
     RateLimit,
     RegistryMemory,
     RegistrySettings,
@@ -29,27 +28,19 @@ from cvmfs_sync.registry import (
 from cvmfs_sync.registry.ledger import read_rate_limit
 from tests.fakes.scriptable_registry import ScriptableRegistry, TokenAuth, sha256
 from tests.support import run_cli
+from tests.support.pulling import Nobody, ref
 
 NOW = 1_700_000_000.0
 BODY = random.Random(5).randbytes(1000)
 HUB = {"ratelimit-limit": "100;w=21600", "docker-ratelimit-source": "192.0.2.7"}
 
 
-class Nobody:
-    """Credentials of a user who has none."""
-
-    def find(self, registry: str) -> Credential:
-        """Nothing, whoever asks."""
-        return Credential()
-
-
 @pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
+def registry(registry: ScriptableRegistry) -> ScriptableRegistry:
     """A registry with one image, tagged `1`."""
-    with ScriptableRegistry() as server:
-        server.add_image("org/tool", "1")
-        server.push_blob(BODY)
-        yield server
+    registry.add_image("org/tool", "1")
+    registry.push_blob(BODY)
+    return registry
 
 
 Connect = Callable[..., RegistrySource]
@@ -69,11 +60,6 @@ def connect(registry: ScriptableRegistry) -> Iterator[Connect]:
     yield make
     for client in clients:
         client.close()
-
-
-def ref(server: ScriptableRegistry, rest: str = "org/tool:1") -> Reference:
-    """A reference into the server."""
-    return Reference.parse(f"{server.host}/{rest}")
 
 
 def digest_of(server: ScriptableRegistry) -> Digest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -25,12 +24,6 @@ from tests.support.site import Site
 
 def _layer(text: str) -> bytes:
     return support.layer(support.file("a", text)).tar
-
-
-@pytest.fixture
-def registry() -> Iterator[ScriptableRegistry]:
-    with ScriptableRegistry() as server:
-        yield server
 
 
 @pytest.fixture

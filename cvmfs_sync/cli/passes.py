@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import typer
 
 from cvmfs_sync.cli.app import app
 from cvmfs_sync.cli.options import DEFAULT_CONFIG, ConfigOption, ImagesArgument, JsonOption
 from cvmfs_sync.console import print_error, print_json
+from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.reference import parse_image
 
 
@@ -80,13 +82,8 @@ def _sync(
             note_list(settings, context.state, reading.refused, time_now())
             report = sync(context, reading.wishes, only, retry=now or not patient)
         measured.ended(report)
-    if json_output:
-        print_json(report_document(report))
-    else:
-        print_report(report_document(report))
-    if report.stopped is not None and json_output:
-        print_error(report.stopped)
-    return report.exit_code
+    document = report_document(report)
+    return _end(report, document, lambda: print_report(document), json_output=json_output)
 
 
 def _ask_daemon(state_dir: Path, images: list[str], *, json_output: bool) -> int | None:
@@ -143,13 +140,7 @@ def _gc(
             with instance(settings.state_dir), measured.context() as context:
                 report = collect(context, reading.wishes, rules, force=force)
             measured.ended(report)
-    if json_output:
-        print_json(collection_document(report))
-    else:
-        print_collection(report)
-    if report.stopped is not None and json_output:
-        print_error(report.stopped)
-    return report.exit_code
+    return _end(report, collection_document(report), lambda: print_collection(report), json_output=json_output)
 
 
 @app.command("fsck")
@@ -189,10 +180,29 @@ def _fsck(
         state = None if repair else State.snapshot(settings.state_dir)
         context = stack.enter_context(make_context(settings, state))
         report = fsck(context, Amount(content), only, repair=repair)
-    if json_output:
-        print_json(fsck_document(report))
-    else:
-        print_fsck(report)
-    if report.stopped is not None and json_output:
+    return _end(report, fsck_document(report), lambda: print_fsck(report), json_output=json_output)
+
+
+class _Report(Protocol):
+    """Of a pass.
+
+    Attributes:
+        stopped: What ended it early.
+    """
+
+    @property
+    def stopped(self) -> CvmfsSyncError | None: ...
+
+    @property
+    def exit_code(self) -> int: ...
+
+
+def _end(report: _Report, document: dict[str, Any], print_text: Callable[[], object], *, json_output: bool) -> int:
+    """Print what a pass has done, as a document or as text; its exit code."""
+    if not json_output:
+        print_text()
+        return report.exit_code
+    print_json(document)
+    if report.stopped is not None:
         print_error(report.stopped)
     return report.exit_code

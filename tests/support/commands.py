@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["CliResult", "cli_command", "missing", "require", "require_root", "run", "run_cli"]
+__all__ = ["CliResult", "cli_command", "missing", "require", "require_root", "run", "run_cli", "stop"]
 
 
 def missing(reason: str) -> NoReturn:
@@ -124,3 +124,13 @@ def run_cli(
         check=False,
     )
     return CliResult(result.returncode, result.stdout.decode(errors="replace"), result.stderr.decode(errors="replace"))
+
+
+def stop(process: subprocess.Popen[Any], patience: float = 10) -> None:
+    """End a server of the tests: by SIGTERM, or SIGKILL after so many seconds."""
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -18,6 +18,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from cvmfs_sync import flatten, tree
+from cvmfs_sync.errors import InvalidImage
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.tar import Entry, Kind, Limits
 from tests.support import images
@@ -34,6 +35,7 @@ __all__ = [
     "random_layers",
     "short",
     "strict_untar",
+    "valid_layers",
 ]
 
 Listing = dict[str, "Shown"]
@@ -209,6 +211,20 @@ def short(shown: Mapping[str, object]) -> list[str]:
 def entries_of(entries: Iterable[images.Entry]) -> list[Entry]:
     """What the tar reader makes of a layer of these entries, without any tar."""
     return [_entry(each, 512 * at) for at, each in enumerate(entries)]
+
+
+def valid_layers(layers: Sequence[Sequence[images.Entry]]) -> list[list[images.Entry]]:
+    """The layers without the entries that would have the image refused."""
+    result: list[list[images.Entry]] = []
+    for layer in layers:
+        result.append([])
+        for entry in layer:
+            result[-1].append(entry)
+            try:
+                tree.merge([entries_of(each) for each in result])
+            except InvalidImage:
+                result[-1].pop()
+    return result
 
 
 def _entry(entry: images.Entry, offset: int) -> Entry:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.commands import missing, require, run
+from tests.support.commands import missing, require, run, stop
 
 __all__ = ["PodmanEngine", "start_podman"]
 
@@ -80,11 +80,6 @@ def start_podman() -> Iterator[PodmanEngine]:
                 time.sleep(0.05)
             yield engine
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

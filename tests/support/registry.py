@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.commands import require, run
+from tests.support.commands import require, run, stop
 from tests.support.images import MEDIA_TYPES, Image, Index
 
 __all__ = ["RegistryServer", "start_docker_registry"]
@@ -195,12 +195,7 @@ def start_docker_registry(
                 return
             last = server.tail()
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
     raise AssertionError(f"docker-registry does not start:\n{last}")
 
 
