@@ -5,20 +5,29 @@ Lists go in, the part of them that has changed and what would become of it come 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cvmfs_sync.advice import Places, Sizes, advise
 from cvmfs_sync.config import Config
+from cvmfs_sync.errors import ListError
+from cvmfs_sync.forecast import Forecast, forecast
 from cvmfs_sync.imagelist import ImageList, load, parse
 from cvmfs_sync.importers import convert, is_foreign
 from cvmfs_sync.plan import Plan, plan
 from cvmfs_sync.service import load_config, make_context
 from cvmfs_sync.state import State
+from cvmfs_sync.yamlfile import Problem
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
-__all__ = ["changed_since", "load_any", "online"]
+__all__ = ["Online", "changed_since", "load_any", "online"]
+
+# Entries move when others are added above them.
+_LINE_NUMBERS = re.compile(r"(?<=\bline )\d+|(?<=\blines )\d+ and \d+")
 
 
 def load_any(file: Path, today: date) -> ImageList:
@@ -49,32 +58,73 @@ def load_any(file: Path, today: date) -> ImageList:
 def changed_since(new: ImageList, old: ImageList) -> ImageList:
     """What of `new` is not in `old`: entries that were added or changed, and mistakes that were not made before."""
     known = {replace(wish, line=0) for wish in old.wishes}
-    before = {(problem.severity, problem.message) for problem in old.problems}
+    before = {_mistake(problem) for problem in old.problems}
     return ImageList(
         tuple(wish for wish in new.wishes if replace(wish, line=0) not in known),
-        tuple(problem for problem in new.problems if (problem.severity, problem.message) not in before),
+        tuple(problem for problem in new.problems if _mistake(problem) not in before),
         new.blocked,
     )
 
 
-def online(wishes: ImageList, config: Path | None) -> Plan:
+def _mistake(problem: Problem) -> tuple[str, str]:
+    """What is wrong, wherever it stands."""
+    return problem.severity, _LINE_NUMBERS.sub("", problem.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """What the registries say of a list.
+
+    Attributes:
+        plan: What would be done; None where the wishes can't be had together.
+        forecasts: What that would take, by link.
+        problems: What is wrong with the wishes, beyond the list's own problems.
+        root: Below which links will be; None where no configuration tells.
+    """
+
+    plan: Plan | None
+    forecasts: Mapping[str, Forecast]
+    problems: tuple[Problem, ...]
+    root: Path | None
+
+
+def online(wishes: ImageList, file: Path, config: Path | None) -> Online:
     """Ask the registries what each wish means, and say what publishing it would take.
 
     Args:
         wishes: Those that could be read are asked for, also if others have mistakes.
-        config: For the registries' options, and to tell what is published already; without one, nothing is.
+        file: The list, for the lines of its entries.
+        config: For the registries' options, and to tell what is published already; without one, nobody knows.
 
     Raises:
-        UsageError: The configuration is wrong, or two wishes claim one link.
+        UsageError: The configuration is wrong.
     """
+    places = _places(file)
     if config is not None:
         settings = load_config(config)
-        with make_context(settings, State.snapshot(settings.state_dir)) as context:
-            return plan(context, wishes)
+        return _ask(wishes, places, settings, told=settings.repository.root.is_dir(), root=settings.repository.root)
     with TemporaryDirectory(prefix="cvmfs-sync-") as directory:
         settings = Config.model_validate(
             {"repository": {"root": f"{directory}/published"}, "state_dir": f"{directory}/state"},
             context={"base": Path(directory)},
         )
-        with make_context(settings, State.snapshot(settings.state_dir)) as context:
-            return plan(context, wishes)
+        return _ask(wishes, places, settings, told=False, root=None)
+
+
+def _ask(wishes: ImageList, places: Places, settings: Config, *, told: bool, root: Path | None) -> Online:
+    with make_context(settings, State.snapshot(settings.state_dir)) as context:
+        try:
+            # Whoever checks wants to know how it is now, not how it was when it failed.
+            decided = plan(context, wishes, retry=True)
+        except ListError as error:
+            return Online(None, {}, (Problem(places.file, error.line, "", str(error)),), root)
+        forecasts = forecast(context, decided, told=told)
+        sizes = Sizes(context.recipe.limits.bytes, settings.spool_limit, settings.large_image)
+        return Online(decided, forecasts, advise(context, wishes, decided, forecasts, places, sizes), root)
+
+
+def _places(file: Path) -> Places:
+    """Where the entries of a list stand; those of another tool's list know their lines."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    document = parse_yaml(text, str(file))
+    return Places(str(file), {} if is_foreign(text, document) else document.lines)

@@ -27,7 +27,6 @@ from cvmfs_sync.passes import current_pass
 __all__ = [
     "Bars",
     "document",
-    "human_size",
     "print_error",
     "print_json",
     "print_table",
@@ -183,13 +182,3 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption
 def printable(text: str) -> str:
     """Text from registries and images, without what a terminal would act on; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def human_size(size: int) -> str:
-    """A number of bytes with a binary unit."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"

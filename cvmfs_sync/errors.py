@@ -26,6 +26,7 @@ __all__ = [
     "ListError",
     "NoSpace",
     "NotAsMeant",
+    "NotForPlatform",
     "NotOwner",
     "RateLimited",
     "RegistryUnavailable",
@@ -84,7 +85,13 @@ class ConfigurationError(UsageError):
 
 
 class ListError(UsageError):
-    """An image list does not hold what its schema says."""
+    """An image list does not hold what its schema says, or asks for what can't be had together.
+
+    Attributes:
+        line: Of the list, where one line is to be mended.
+    """
+
+    line: int | None = None
 
 
 class ImageError(CvmfsSyncError):
@@ -99,6 +106,10 @@ class ImageError(CvmfsSyncError):
 
 class ImageNotFound(ImageError):
     """The registry says, as proof and not by refusing access, that this manifest is not there."""
+
+
+class NotForPlatform(ImageNotFound):
+    """The image is there, and was not built for the platform that is asked for."""
 
 
 class AccessDenied(ImageError):

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.reference import Digest, ImageName
 
-__all__ = ["Clone", "Costs", "Progress", "Repository", "Silent", "Source", "Traits", "Transaction"]
+__all__ = ["Clone", "Costs", "Partial", "Progress", "Repository", "Silent", "Source", "Traits", "Transaction"]
 
 Name = TypeVar("Name", bound=ImageName, contravariant=True)
 
@@ -45,6 +45,14 @@ class Source(Protocol[Name]):
 
     def tags(self, name: Name) -> Iterator[str]:
         """All tags of the repository, following its pages."""
+
+
+@runtime_checkable
+class Partial(Protocol[Name]):
+    """A `Source` that can give parts of a blob that is not on this machine."""
+
+    def part(self, name: Name, descriptor: Descriptor, offset: int, length: int) -> bytes | None:
+        """So many of the blob's bytes, not verified; None if they can't be had, for whatever reason."""
 
 
 @dataclass(frozen=True, slots=True)

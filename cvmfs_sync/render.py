@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cvmfs_sync.collection import CollectionReport
-from cvmfs_sync.console import document, human_size, print_error, print_table, printable
+from cvmfs_sync.console import document, print_error, print_table, printable
 from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.findings import Finding, Mend
 from cvmfs_sync.fsck import FsckReport
-from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.outcome import RESULTS, CycleReport
 from cvmfs_sync.plan import Plan, Publish, Relink, Step, Unchanged
 from cvmfs_sync.retire import Retirement
 from cvmfs_sync.status import ImageStatus
 from cvmfs_sync.survey import Failed
+from cvmfs_sync.units import human_size
 from cvmfs_sync.yamlfile import Problem
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "error_of",
     "fsck_document",
     "plan_document",
+    "plan_summary",
     "print_collection",
     "print_fsck",
     "print_plan",
@@ -39,8 +40,8 @@ __all__ = [
     "print_status",
     "problem_document",
     "report_document",
+    "short_digest",
     "status_document",
-    "workflow_commands",
 ]
 
 
@@ -53,40 +54,6 @@ def problem_document(problem: Problem) -> dict[str, Any]:
         "severity": problem.severity,
         "message": problem.message,
     }
-
-
-def workflow_commands(file: str, wishes: ImageList, decided: Plan | None) -> Iterator[str]:
-    """Mistakes, and what would fail, as workflow commands of GitHub Actions.
-
-    Args:
-        file: The list's name, from the top of its repository.
-        wishes: The list.
-        decided: What `sync` would do, if that was asked.
-    """
-    for problem in wishes.problems:
-        text = ": ".join(part for part in (problem.where, problem.message) if part)
-        yield _annotation(problem.severity, file, problem.line, text)
-    for step in decided.steps if decided is not None else ():
-        match step:
-            case Failed():
-                yield _annotation("error", file, step.target.wish.line, str(step.error))
-            case Publish():
-                size = human_size(step.image.compressed_size)
-                text = f"{step.target}: would be published at {step.target.link}, {size} compressed"
-                yield _annotation("notice", file, step.target.wish.line, text)
-
-
-def _annotation(level: str, file: str, line: int | None, text: str) -> str:
-    place = f"file={_property(file)}" + (f",line={line}" if line is not None else "")
-    return f"::{level} {place}::{_data(printable(text))}"
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def plan_document(decided: Plan) -> dict[str, Any]:
@@ -105,13 +72,13 @@ def print_plan(decided: Plan) -> None:
             (
                 s["action"],
                 s["image"],
-                _short(s["digest"]),
+                short_digest(s["digest"]),
                 human_size(s["bytes"]) if s["bytes"] else "-",
                 s["error"]["what"].removeprefix(f"{s['image']}: ") if "error" in s else s["reason"],
             )
             for s in map(_step_document, decided.steps)
         ],
-        caption=_plan_summary(decided),
+        caption=plan_summary(decided),
     )
     for step in decided.steps:
         if isinstance(step, Failed):
@@ -231,7 +198,13 @@ def print_status(root: Path, statuses: Sequence[ImageStatus]) -> None:
     print_table(
         ("state", "image", "digest", "published", "path"),
         [
-            (s.state, s.image, _short(s.digest), _minutes(s.published_at), str(root / s.link) if s.digest else "-")
+            (
+                s.state,
+                s.image,
+                short_digest(s.digest),
+                _minutes(s.published_at),
+                str(root / s.link) if s.digest else "-",
+            )
             for s in statuses
         ],
     )
@@ -245,7 +218,8 @@ def print_status(root: Path, statuses: Sequence[ImageStatus]) -> None:
             sys.stdout.write(printable(f"{status.image}: failed {times} {since}{again}: {reason}\n"))
 
 
-def _short(digest: str | None) -> str:
+def short_digest(digest: str | None) -> str:
+    """The digits by which people tell digests apart."""
     return digest.partition(":")[2][:12] if digest else "-"
 
 
@@ -274,7 +248,8 @@ def _step_document(step: Step) -> dict[str, Any]:
             }  # fmt: skip
 
 
-def _plan_summary(decided: Plan) -> str:
+def plan_summary(decided: Plan) -> str:
+    """How many steps of each kind there are."""
     counts = {
         kind: sum(isinstance(step, kind) for step in decided.steps) for kind in (Publish, Relink, Unchanged, Failed)
     }
@@ -317,7 +292,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     """
     images = report["images"]
     rows = [
-        (each["result"], each["image"], _short(each["digest"]), _written(each), f"{each['seconds']:.1f} s")
+        (each["result"], each["image"], short_digest(each["digest"]), _written(each), f"{each['seconds']:.1f} s")
         for each in images
         if each["result"] != "unchanged"
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, assert_never
 
-from cvmfs_sync.errors import ImageError, ImageNotFound, InvalidManifest
+from cvmfs_sync.errors import ImageError, ImageNotFound, InvalidManifest, NotForPlatform
 from cvmfs_sync.image import (
     MAX_DOCUMENT,
     Descriptor,
@@ -26,7 +26,7 @@ from cvmfs_sync.image import (
     verify,
 )
 from cvmfs_sync.meter import Meter
-from cvmfs_sync.ports import Source
+from cvmfs_sync.ports import Partial, Source
 from cvmfs_sync.reference import (
     ArchiveReference,
     ArtifactReference,
@@ -86,6 +86,22 @@ class Sources:
         """See `ports.Source`."""
         source, asked = self._source(name)
         return source.local_blob(asked, descriptor)
+
+    def part(self, name: ImageName, descriptor: Descriptor, offset: int, length: int) -> bytes | None:
+        """So many bytes of a blob, not verified; None where its source gives no parts, or it can't be read."""
+        source, asked = self._source(name)
+        if isinstance(source, Partial):
+            return source.part(asked, descriptor, offset, length)
+        try:
+            path = source.local_blob(asked, descriptor)
+            if path is None:
+                return None
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                content = stream.read(length)
+        except (ImageError, OSError):
+            return None
+        return content if len(content) == length else None
 
     def tags(self, name: ImageName) -> Iterator[str]:
         """See `ports.Source`."""
@@ -153,7 +169,7 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
 
     Raises:
         InvalidManifest: Whatever is wrong with one of the documents.
-        ImageNotFound: The index has no manifest for the platform.
+        NotForPlatform: The index has no manifest for the platform, or the manifest is for another one.
         ImageError: It is a SIF file, whose digest and size the message tells.
     """
     what = str(name)
@@ -169,7 +185,7 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
     config = parse_config(blob, manifest, what)
     # Many builders write their own platform into the configuration: what the index says is the publisher's word.
     if not offered and not _fits(config.platform, platform):
-        raise ImageNotFound(
+        raise NotForPlatform(
             f"{what}: not available for {platform}",
             found=f"an image for {config.platform}",
             todo="name its platform in the list, or have it built for this one",
@@ -213,7 +229,7 @@ def choose(index: Index, platform: Platform, what: str) -> IndexEntry:
     """The entry of an index for a platform: the exact variant, else the usual one, else a lower one.
 
     Raises:
-        ImageNotFound: If there is none.
+        NotForPlatform: If there is none.
     """
     entries = [entry for entry in index.entries if not entry.attestation]
     fitting = [entry for entry in entries if entry.platform is not None and _fits(entry.platform, platform)]
@@ -223,7 +239,7 @@ def choose(index: Index, platform: Platform, what: str) -> IndexEntry:
     if len(unnamed) == 1 and len(entries) == 1:
         return unnamed[0]
     offered = sorted({str(entry.platform) for entry in entries if entry.platform is not None})
-    raise ImageNotFound(
+    raise NotForPlatform(
         f"{what}: not available for {platform}",
         found=f"an index for {', '.join(offered) or 'no platform'}",
         todo="name one of these platforms in the list, or have the image built for this one",

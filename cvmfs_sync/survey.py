@@ -265,12 +265,14 @@ def _distinct(targets: Sequence[Target | Failed]) -> list[Target | Failed]:
 
 
 def _collision(one: Target, other: Target) -> ListError:
-    return ListError(
+    error = ListError(
         f"two images claim the link {one.link}",
         found=f"{one} (line {one.wish.line}) and {other} (line {other.wish.line})",
         expected="one of them",
         todo="remove one from the list, or use layout 'unpacked', whose links name the registry",
     )
+    error.line = other.wish.line
+    return error
 
 
 def _require_listed(only: Sequence[ImageName], current: Sequence[Wish], expired: Sequence[Wish]) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from cvmfs_sync.yamlfile import describe
 
-__all__ = ["DURATION_PATTERN", "Address", "Crontab", "format_duration", "parse_duration", "parse_size"]
+__all__ = ["DURATION_PATTERN", "Address", "Crontab", "format_duration", "human_size", "parse_duration", "parse_size"]
 
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 DURATION_PATTERN = "".join(f"(?:([0-9]{{1,6}}){unit})?" for unit in _UNITS)
@@ -56,6 +56,16 @@ def parse_size(value: object) -> int:
     if match is None:
         raise ValueError(f"expected a whole number, or one with K, M, G or T (powers of 1024), found {describe(value)}")
     return int(match[1]) * int(1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def human_size(size: int) -> str:
+    """A number of bytes with a binary unit."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
 
 
 @dataclass(frozen=True, slots=True)

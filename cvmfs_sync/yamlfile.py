@@ -318,8 +318,9 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
     elif "mapping values are not allowed" in said:
         message = "a second ': ' on one line; put the value in quotes, or begin a new line for the key"
     elif "quoted scalar" in said:
-        start = f" on line {error.context_mark.line + 1}" if error.context_mark else ""
-        message = f"the quotation mark{start} is never closed"
+        # Not where the search for its end was given up, which mostly is the end of the file.
+        mark = error.context_mark or mark
+        message = "this quotation mark is never closed"
     elif "flow node" in said:
         message = "a bracket is not closed, or a comma stands in the wrong place"
     elif "flow sequence" in said or "flow mapping" in said:

@@ -67,7 +67,8 @@ def test_online_asks_what_each_image_is(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("\n".join([*lines, "  - oci:images:2"]) + "\n")
     result = run_cli("check", "--online", tmp_path / "list.yaml").ok(1)
     assert "1 to publish, 0 to link, 0 unchanged, 1 failing" in result.stdout
-    assert "images:2" in result.stderr
+    assert f"list.yaml:4: images.1: oci:{tmp_path}/images:2: " in result.stdout
+    assert result.stderr == ""
 
 
 def test_online_with_a_configuration_knows_registries_and_what_is_published(tmp_path: Path) -> None:
@@ -162,12 +163,12 @@ def test_annotations_for_github(tmp_path: Path) -> None:
     name = str(source).replace(",", "%2C")
     commands = [line for line in lines if line.startswith("::")]
     assert [command.partition("::")[2].split("::")[0] for command in commands] == [
+        f"error file={name},line=4",
         f"error file={name},line=5",
         f"notice file={name},line=3",
-        f"error file={name},line=4",
     ]
-    assert "50%25" in commands[0]
-    assert "would be published" in commands[1]
-    assert "not" in commands[2]
+    assert "not" in commands[0]
+    assert "50%25" in commands[1]
+    assert "would be published" in commands[2]
     assert run_cli("check", "--format", "json", source).ok(1).json["images"] == 2
     assert "one of" in run_cli("check", "--format", "xml", source).ok(2).stderr

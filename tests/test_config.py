@@ -121,7 +121,7 @@ def test_relative_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 MISTAKES = {
-    "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, spool_limit, schedule, stop_within, retire, sandbox, registries, docker_host, hooks, metrics, web, limits; did you mean 'state_dir'?"),
+    "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, spool_limit, large_image, schedule, stop_within, retire, sandbox, registries, docker_host, hooks, metrics, web, limits; did you mean 'state_dir'?"),
     "unknown option": ("registries:\n  ghcr.io:\n    insecur: true", "c.yaml:3: registries.ghcr.io.insecur: unknown key; expected one of insecure, requests_per_second, concurrency, credentials, ca_file, mirrors, ratelimit_floor, foreign_layers; did you mean 'insecure'?"),
     "no host": ("registries: {foo: {}}", "c.yaml:1: registries.foo: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),
     "a path for a host": ("registries: {ghcr.io/org: {}}", "c.yaml:1: registries.ghcr.io/org: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),

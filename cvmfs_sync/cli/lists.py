@@ -33,7 +33,11 @@ def _check(
         typer.Option("--changed-since", metavar="LIST", help="Look only at what is not in this older list."),
     ] = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Ask the registries, too: is each image there, and how large is it?")
+        bool,
+        typer.Option(
+            "--online",
+            help="Ask the registries, too: is each image there, and what would it take?",
+        ),
     ] = False,
     config: Annotated[
         Path | None,
@@ -50,8 +54,8 @@ def _check(
     All its errors are reported at once, each with its line. Exit code 1 if there is one; warnings are no errors.
     """
     from cvmfs_sync import checking
-    from cvmfs_sync.render import plan_document, print_plan, problem_document, workflow_commands
     from cvmfs_sync.service import now
+    from cvmfs_sync.verdict import all_problems, check_document, print_check
 
     for path in (image_list, changed_since):
         if path is not None:
@@ -60,27 +64,12 @@ def _check(
     wishes = checking.load_any(image_list, today)
     if changed_since is not None:
         wishes = checking.changed_since(wishes, checking.load_any(changed_since, today))
-    decided = checking.online(wishes, config) if online else None
-    failing = decided.failing if decided else 0
+    asked = checking.online(wishes, image_list, config) if online else None
     if json_output or output is Format.JSON:
-        document = {
-            "valid": not wishes.errors,
-            "images": len(wishes.wishes),
-            "problems": [problem_document(problem) for problem in wishes.problems],
-        }
-        print_json(document | ({"online": plan_document(decided)} if decided else {}))
+        print_json(check_document(wishes, asked))
     else:
-        if output is Format.GITHUB:
-            for line in workflow_commands(str(image_list), wishes, decided):
-                sys.stdout.write(f"{line}\n")
-        else:
-            for problem in wishes.problems:
-                sys.stdout.write(f"{problem}\n")
-        if decided:
-            print_plan(decided)
-        state = f"{len(wishes.errors)} errors" if wishes.errors else "valid"
-        sys.stdout.write(f"{image_list}: {state}, {len(wishes.wishes)} images, {len(wishes.warnings)} warnings\n")
-    return 1 if wishes.errors or failing else 0
+        print_check(image_list, wishes, asked, github=output is Format.GITHUB)
+    return 1 if any(problem.severity == "error" for problem in all_problems(wishes, asked)) else 0
 
 
 @app.command("import")

@@ -276,6 +276,9 @@ class Config(StrictModel):
     spool_limit: Size | None = Field(
         default=None, description="Bytes of layers in spool_dir at most, such as 50G; null for no limit."
     )
+    large_image: Size | None = Field(
+        default="20G", validate_default=True, description="`check --online` warns of larger images; null for none."
+    )
     schedule: Schedule = Field(default={}, validate_default=True)
     stop_within: Duration = Field(
         default="60s", validate_default=True, description="How long the daemon's end may take, a publish included."

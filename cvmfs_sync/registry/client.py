@@ -33,8 +33,9 @@ from cvmfs_sync.image import ACCEPT, MAX_DOCUMENT, Descriptor, verify
 from cvmfs_sync.reference import Digest, Reference
 from cvmfs_sync.registry.asking import Asker
 from cvmfs_sync.registry.auth import Authorizer
+from cvmfs_sync.registry.body import BodyCutError, read_document
 from cvmfs_sync.registry.credentials import CredentialSource, DockerCredentials, FileCredentials
-from cvmfs_sync.registry.download import Download, Place, Places
+from cvmfs_sync.registry.download import Download, Place, Places, right_range
 from cvmfs_sync.registry.endpoints import Endpoint, Endpoints
 from cvmfs_sync.registry.foreign import foreign_places, require_allowed
 from cvmfs_sync.registry.ledger import RateLimit, RegistryMemory
@@ -161,6 +162,21 @@ class RegistrySource:
     def local_blob(self, name: Reference, descriptor: Descriptor) -> Path | None:  # noqa: ARG002
         """None: nothing of a registry is on this machine."""
         return None
+
+    def part(self, name: Reference, descriptor: Descriptor, offset: int, length: int) -> bytes | None:
+        """So many bytes of a blob, not verified, asked of the registry itself; None if it does not give just those."""
+        endpoint = self._endpoints.itself(name.registry)
+        url, end = endpoint.blob(name, descriptor.digest), offset + length
+        try:
+            with self._asker.exchange("GET", endpoint, name, url, {"Range": f"bytes={offset}-{end - 1}"}) as response:
+                # Whoever knows no ranges begins to send all of it, and we hang up.
+                if response.status_code != 206 or not right_range(response, offset, end, descriptor.size):
+                    return None
+                content = read_document(response, length, str(name), self._timing)
+        except (ImageError, BodyCutError) as error:
+            _log.debug("%s: no part of %s: %s", name, descriptor.digest, error)
+            return None
+        return content if len(content) == length else None
 
     def tags(self, name: Reference) -> Iterator[str]:
         """All tags of the repository, each once, following the pages; from the registry itself, not from mirrors.

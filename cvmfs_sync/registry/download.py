@@ -21,7 +21,7 @@ from cvmfs_sync.registry.body import BodyCutError, read_body
 from cvmfs_sync.registry.politeness import Timing, backoff
 from cvmfs_sync.registry.transport import TRIES
 
-__all__ = ["MAX_RESUMES", "Download", "Place", "Places"]
+__all__ = ["MAX_RESUMES", "Download", "Place", "Places", "right_range"]
 
 # A download may be cut often as long as it gets on; without getting on it ends like any exchange.
 MAX_RESUMES = 100
@@ -95,7 +95,7 @@ class Download:
         with self._ask(self._range(offset)) as response:
             skip = 0
             if response.status_code == 206 and offset and self._ranges:
-                if not _right_range(response.headers.get("Content-Range"), offset, size):
+                if not right_range(response, offset, size, size):
                     raise BodyCutError("the server sends another range than it was asked for")
             elif response.status_code == 416 and offset and self._ranges:
                 self._refused_range(response)
@@ -238,8 +238,9 @@ class Places:
             yield held
 
 
-def _right_range(text: str | None, offset: int, size: int) -> bool:
-    match = _CONTENT_RANGE.match((text or "").strip())
+def right_range(response: requests.Response, start: int, end: int, size: int) -> bool:
+    """Whether an answer says that it has the bytes from `start` up to `end` of a blob of that size."""
+    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", "").strip())
     if match is None:
         return False
-    return int(match[1]) == offset and int(match[2]) == size - 1 and match[3] in ("*", str(size))
+    return int(match[1]) == start and int(match[2]) == end - 1 and match[3] in ("*", str(size))

@@ -30,6 +30,10 @@ REASONS: Mapping[str, Reason] = {
         "Compare name and tag with the registry's page of the image. If it was removed there, ask its owner, or take"
         " the line out of the image list.",
     ),
+    "NotForPlatform": Reason(
+        "The image is there, but it was not built for the platform that the image list asks for.",
+        "Name one of its platforms, which stand below, in the image list; or have it built for this one.",
+    ),
     "AccessDenied": Reason(
         "The registry refuses access: the image is private, or there is none of this name. Registries do not say"
         " which.",

@@ -603,7 +603,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _blob(self, blob: bytes) -> None:
         headers = {"Content-Type": "application/octet-stream"}
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if match is None or not self.server.registry.ranges:
             self._document(blob, headers)
             return
@@ -611,8 +611,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if start >= len(blob):
             self.answer(416, b"", {"Content-Range": f"bytes */{len(blob)}"})
             return
-        headers["Content-Range"] = f"bytes {start}-{len(blob) - 1}/{len(blob)}"
-        self.answer(206, blob[start:], headers)
+        end = min(int(match[2]) + 1, len(blob)) if match[2] else len(blob)
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(blob)}"
+        self.answer(206, blob[start:end], headers)
 
     def _tags(self, repository: str, query: Mapping[str, list[str]]) -> None:
         registry = self.server.registry
