@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,27 @@ def test_run_cli_gives_exit_code_and_both_streams() -> None:
     result = run_cli("--no-such-option").ok(2)
     assert "no-such-option" in result.stderr
     assert result.stdout == ""
+
+
+def test_run_cli_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directory, environment and signals are those of one run; several run at the same time, and none for ever."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "list.yaml").write_text(f"version: 1\nimages: [{name.upper()}]\n")
+    with ThreadPoolExecutor(2) as executor:
+        results = list(executor.map(lambda name: run_cli("check", "list.yaml", cwd=tmp_path / name), ("one", "two")))
+    assert [result.rc for result in results] == [1, 1]
+    assert ["ONE" in results[0].stdout + results[0].stderr, "ONE" in results[1].stdout + results[1].stderr] == [
+        True,
+        False,
+    ]
+    monkeypatch.setenv("CVMFS_SYNC_NONSENSE", "1")
+    (tmp_path / "cvmfs-sync.yaml").touch()
+    assert "CVMFS_SYNC_NONSENSE" in run_cli("status", cwd=tmp_path).ok(2).stderr
+    monkeypatch.delenv("CVMFS_SYNC_NONSENSE")
+    os.mkfifo(tmp_path / "list.yaml")
+    assert run_cli("check", tmp_path / "list.yaml", timeout=1).rc == -signal.SIGKILL
+    run_cli("--version").ok()
 
 
 def test_fake_cvmfs_is_on_path_with_a_repository(fake_cvmfs: FakeCvmfs) -> None:

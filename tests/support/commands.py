@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+from tests.support.warm import Warm
 
 __all__ = ["CliResult", "cli_command", "missing", "require", "require_root", "run", "run_cli", "stop"]
 
@@ -107,23 +110,33 @@ def run_cli(
 ) -> CliResult:
     """Run cvmfs-sync as a process of its own, as a user would; never raises for its exit code.
 
+    It is forked from one that has imported cvmfs-sync before (`warm`), which takes a tenth of the time of a new one.
+
     Args:
         *args: After `cvmfs-sync`.
         env: Added to the environment.
         cwd: Working directory.
-        timeout: In seconds.
+        timeout: In seconds, after which it is killed.
     """
-    result = subprocess.run(
-        cli_command(*args),
-        # Tracebacks and tables must not depend on the terminal that the tests run in.
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(env or {})},
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=timeout,
-        check=False,
-    )
-    return CliResult(result.returncode, result.stdout.decode(errors="replace"), result.stderr.decode(errors="replace"))
+    # Tracebacks and tables must not depend on the terminal that the tests run in.
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(env or {})}
+    try:
+        warm = _idle.pop()
+    except IndexError:
+        warm = Warm()
+    ended = warm.run(args, environment, cwd=cwd, seconds=timeout)
+    _idle.append(warm)
+    return CliResult(ended.rc, ended.stdout, ended.stderr)
+
+
+# Those that nobody uses now; several threads may want one at the same time.
+_idle: list[Warm] = []
+
+
+@atexit.register
+def _close() -> None:
+    for warm in _idle:
+        warm.close()
 
 
 def stop(process: subprocess.Popen[Any], patience: float = 10) -> None:

@@ -4,33 +4,23 @@ A step is a call that changes something outside the process: every audit event o
 renaming, linking and removing names, changing metadata, and starting a command (PEP 578); and, as these raise no event,
 `os.write`, `os.fsync`, `os.mkfifo`, `os.mknod`, `syncfs`, `renameat2` and each statement and commit of SQLite. SIGKILL
 comes *before* the step is done. Not seen: the text of lock files, which means nothing, and the inside of SQLite.
-
-Starting Python and importing cvmfs-sync takes longer than a small sync, so one process imports it, and forks for each
-run: `Runs` talks to it. What is run is `python -m cvmfs_sync` all the same.
-
-Run as a program, this is that process: JSON requests on stdin, a line each; answers on stdout.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import runpy
 import signal
 import sqlite3
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from tests.support.commands import CliResult
+from tests.support.warm import Warm
 
-__all__ = ["Run", "Runs"]
+__all__ = ["Run", "Runs", "count"]
 
 _EVENTS = frozenset({
     "os.rename", "os.mkdir", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime",
@@ -60,31 +50,21 @@ class Run:
 
 
 class Runs:
-    """A process that runs cvmfs-sync as often as it is asked.
+    """A process that runs cvmfs-sync as often as it is asked; see `warm`.
 
     Args:
         environment: Added to that of the tests.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.steps"],
-            cwd=Path(__file__).parent.parent.parent,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **(environment or {})}
+        self._warm = Warm()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+        self._warm.close()
 
     def run(self, *arguments: str | os.PathLike[str], kill_at: int = 0, kill_after: float = 0) -> Run:
         """Run `cvmfs-sync ARGUMENTS` to its end.
@@ -94,18 +74,17 @@ class Runs:
             kill_at: Kill it before its step of this number, from 1 on.
             kill_after: Kill it after so many seconds.
         """
-        assert self._process.stdin
-        assert self._process.stdout
-        request: dict[str, Any] = {"arguments": [os.fspath(argument) for argument in arguments], "kill_at": kill_at}
-        request["kill_after"] = kill_after
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return Run(answer["rc"], answer["stdout"], answer["stderr"], tuple(answer["steps"]))
+        ended = self._warm.run(arguments, self._environment, seconds=kill_after, kill_at=kill_at)
+        return Run(ended.rc, ended.stdout, ended.stderr, ended.steps)
 
 
-def _install(kill_at: int, log: int) -> None:
-    """Count steps in this process from now on."""
+def count(kill_at: int, log: int) -> None:
+    """Count steps in this process from now on.
+
+    Args:
+        kill_at: The step before which to die; 0 for none.
+        log: Descriptor to which each is written, a line each.
+    """
     write = os.write
     numbers = itertools.count(1)  # of several threads, no two get the same one
 
@@ -153,52 +132,3 @@ def _install(kill_at: int, log: int) -> None:
 
     sqlite3.connect = lambda *a, **k: connect(*a, factory=Connection, **k)  # type: ignore[assignment]
     sys.addaudithook(audit)
-
-
-def _child(arguments: list[str], kill_at: int, log: int, out: int, err: int) -> None:
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(out, 1)
-    os.dup2(err, 2)
-    code: object = 70
-    try:
-        sys.argv = ["cvmfs-sync", *arguments]
-        _install(kill_at, log)
-        runpy.run_module("cvmfs_sync", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        code = ended.code
-    except BaseException:  # noqa: BLE001 -- the process ends here
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0)
-
-
-def _serve() -> None:
-    import cvmfs_sync.cli  # noqa: F401 -- what forked processes need not do again
-
-    for line in sys.stdin:
-        request = json.loads(line)
-        with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            process = os.fork()
-            if not process:
-                _child(request["arguments"], request["kill_at"], log.fileno(), out.fileno(), err.fileno())
-            if request["kill_after"]:
-                time.sleep(request["kill_after"])
-                os.kill(process, signal.SIGKILL)
-            _, status = os.waitpid(process, 0)
-            texts = []
-            for stream in (out, err, log):
-                stream.seek(0)
-                texts.append(stream.read().decode(errors="replace"))
-        answer = {
-            "rc": os.waitstatus_to_exitcode(status),
-            "stdout": texts[0],
-            "stderr": texts[1],
-            "steps": texts[2].splitlines(),
-        }
-        print(json.dumps(answer), flush=True)  # noqa: T201 -- the protocol
-
-
-if __name__ == "__main__":
-    _serve()
