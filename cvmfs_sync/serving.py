@@ -14,7 +14,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 from wsgiref.types import WSGIApplication
@@ -22,29 +21,29 @@ from wsgiref.types import WSGIApplication
 from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.checks import Checks
 from cvmfs_sync.collection import collect
-from cvmfs_sync.config import Config
-from cvmfs_sync.console import document
+from cvmfs_sync.config import Config, require_changeable
 from cvmfs_sync.context import Context
 from cvmfs_sync.control import Request, Server
 from cvmfs_sync.cycle import sync
 from cvmfs_sync.daemon import Agenda, Job
 from cvmfs_sync.endpoint import Endpoint
-from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError, UsageError
+from cvmfs_sync.errands import Errands, images_of, reply
+from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError
 from cvmfs_sync.eventlog import Document
 from cvmfs_sync.frontdesk import FrontDesk
 from cvmfs_sync.health import Health, page, readable
 from cvmfs_sync.heartbeat import Heartbeat, Telling
 from cvmfs_sync.hooks import Hooks
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.listsource import name_of, read_list
+from cvmfs_sync.inforce import ListInForce
 from cvmfs_sync.live import Live
 from cvmfs_sync.locking import instance
 from cvmfs_sync.metrics import Metrics
 from cvmfs_sync.notify import Notifier, watchdog_seconds
 from cvmfs_sync.outcome import RESULTS, CycleReport, PublishNow
-from cvmfs_sync.reference import ImageName, parse_image
+from cvmfs_sync.reference import ImageName
 from cvmfs_sync.registry import RegistryMemory
-from cvmfs_sync.service import make_context, make_rules, note_list, now, open_state
+from cvmfs_sync.service import make_context, make_rules, now
 from cvmfs_sync.stopping import Stopping
 from cvmfs_sync.units import Crontab
 from cvmfs_sync.view.activity import Activity
@@ -52,11 +51,7 @@ from cvmfs_sync.view.activity import Activity
 __all__ = ["Daemon"]
 
 log = logging.getLogger(__name__)
-_MAX_NAMES = 1000
 _HOOK_SECONDS = 2.0
-# What everything that was published and remembered stands on; a daemon that changed it on its way would leave both.
-_FIXED = ("repository.backend", "repository.name", "repository.root", "repository.spool", "layout", "state_dir",
-          "metrics.listen")  # fmt: skip
 
 
 class Daemon:
@@ -69,9 +64,6 @@ class Daemon:
         notifier: Whom to tell how it is.
         clock: The time, UTC.
         pages: The command that shows pages, where there are to be some; None for none.
-
-    Attributes:
-        wishes: The list in force; None before there was a valid one.
     """
 
     def __init__(
@@ -87,7 +79,6 @@ class Daemon:
         self.config = load()
         self.metrics = Metrics()
         self.heartbeat = Heartbeat()
-        self.wishes: ImageList | None = None
         self.agenda = Agenda(
             self._jobs(), jitter=self.config.schedule.jitter, urgent=self._urgent, idle=lambda: self._doing("")
         )
@@ -98,8 +89,8 @@ class Daemon:
         self._stopping = stopping or Stopping()
         self._stopping.within = self.config.stop_within
         self._notifier = notifier or Notifier(None)
-        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._parked: list[Request] = []
+        self._errands = Errands()
+        self._list = ListInForce(self.metrics, self._tell, clock)
         self._checks = Checks(clock)
         self._reloads: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._retry = False
@@ -112,6 +103,11 @@ class Daemon:
         self.metrics.watch_backlog(self._backlog.waiting, clock)
         self.metrics.watch_hooks(lambda: self._hooks.counts)
         self.metrics.watch_spool(lambda: self.config.spool_dir)
+
+    @property
+    def wishes(self) -> ImageList | None:
+        """The list in force; None before there was a valid one."""
+        return self._list.wishes
 
     def run(self, environment: Mapping[str, str] = os.environ) -> NoReturn:
         """Work until an exception from a signal handler.
@@ -155,13 +151,13 @@ class Daemon:
     def _cycle(self, *, retry: bool) -> CycleReport | CvmfsSyncError | None:
         """One cycle; its report, or why there is none."""
         with self._busy("a cycle"), self._live.cycle():
-            refused = self._read_list()
-            if self.wishes is None:
+            refused = self._list.read(self.config)
+            if self._list.wishes is None:
                 self._cycle_failed("list_invalid")
                 return refused
             try:
                 with self._context() as context:
-                    report = sync(context, self.wishes, retry=retry, gap=self)
+                    report = sync(context, self._list.wishes, retry=retry, gap=self)
                     self._stored(context)
             except CvmfsSyncError as error:
                 log.error("the cycle ended: %s", error)
@@ -188,14 +184,14 @@ class Daemon:
     def collection(self) -> None:
         """One garbage collection; by a list of now, in which what was due may be wished for again."""
         with self._busy("a garbage collection"):
-            self._read_list()
-            if self.wishes is None:
+            self._list.read(self.config)
+            if self._list.wishes is None:
                 log.warning("no garbage collection: there has been no valid image list yet")
                 self.metrics.collection_failed("list_invalid", self._clock())
                 return
             try:
                 with self._context() as context:
-                    report = collect(context, self.wishes, make_rules(self.config))
+                    report = collect(context, self._list.wishes, make_rules(self.config))
                     self._stored(context)
             except CvmfsSyncError as error:
                 log.error("the garbage collection ended: %s", error)
@@ -215,35 +211,12 @@ class Daemon:
     def read_list(self) -> None:
         """Read the list by itself; one that asks for something else than before begins a cycle."""
         with self._busy("reading the image list"):
-            before = self.wishes
-            self._read_list()
-            new = self.wishes
+            before = self._list.wishes
+            self._list.read(self.config)
+            new = self._list.wishes
             if new is not None and (before is None or (new.wishes, new.blocked) != (before.wishes, before.blocked)):
                 log.info("the image list has changed")
                 self.agenda.ring("cycle")
-
-    def _read_list(self) -> ListError | None:
-        """Bring the list in force up to date, or note that it can't be; why it is not in force."""
-        config, at = self.config, self._clock()
-        refused: ListError | None
-        try:
-            reading = read_list(config.image_list, config.state_dir, today=at.date(), lenient=True)
-            self.wishes, refused = reading.wishes, reading.refused
-        except CvmfsSyncError as error:
-            what = f"{name_of(config.image_list)}: the image list cannot be kept"
-            refused = error if isinstance(error, ListError) else ListError(what, found=str(error))
-            if self.wishes is not None:
-                self.wishes = replace(self.wishes, stale=True)
-        self.metrics.list_read(at, valid=refused is None)
-        if refused is not None:
-            what = "the last good one stays" if self.wishes is not None else "waiting"
-            log.error("the image list is not valid, %s: %s", what, refused)
-        try:
-            with open_state(config, self._tell) as state:
-                note_list(config, state, refused, at)
-        except RepositoryError as error:
-            log.error("what became of the image list is not remembered: %s", error)
-        return refused
 
     def submit(self, request: Request) -> None:
         """Take a request from the control socket; from any thread. Who waits for nothing is answered at once."""
@@ -251,9 +224,9 @@ class Daemon:
             request.answer({"exit_code": 0, "activity": self.activity().model_dump(mode="json")})
             return
         if "check" in request.content:
-            self._reply(request, lambda: self._checks.hear(request.content))
+            reply(request, lambda: self._checks.hear(request.content))
         else:
-            self._requests.put(request)
+            self._errands.take(request)
         self.agenda.wake()
 
     def activity(self) -> Activity:
@@ -266,14 +239,13 @@ class Daemon:
     def wanted(self) -> bool:
         """See `outcome.Gap`."""
         self._stopping.check()
-        return bool(self._checks) or not self._requests.empty()
+        return bool(self._checks) or self._errands.pressing
 
     def serve(self, publish: PublishNow) -> None:
         """See `outcome.Gap`. Who asks for a whole cycle waits until this one ends."""
-        while not self._requests.empty():
-            request = self._requests.get()
-            if request.content.get("sync") == []:
-                self._parked.append(request)
+        while self._errands.pressing:
+            request = self._errands.next_between()
+            if request is None:
                 self.agenda.wake()
             else:
                 self._answer(request, publish)
@@ -287,7 +259,7 @@ class Daemon:
         self._notifier.reloading()
         try:
             fresh = self._load()
-            self._require_changeable(fresh)
+            require_changeable(self.config, fresh)
         except CvmfsSyncError as error:
             log.error("the new configuration is refused, the old one stays in force: %s", error)
             self.metrics.config_read(valid=False)
@@ -330,8 +302,8 @@ class Daemon:
     def _urgent(self) -> None:
         """Serve those who ask between two jobs."""
         self._stopping.check()
-        while self._parked or not self._requests.empty():
-            request = self._requests.get() if not self._requests.empty() else self._parked.pop(0)
+        while self._errands:
+            request = self._errands.next()
             with self._busy("what was asked for"):
                 self._answer(request, self._publish)
         if self._checks:
@@ -345,7 +317,7 @@ class Daemon:
     def _check(self, publish: PublishNow) -> None:
         """Look at what was pushed. If that can't be done now, the schedule does it."""
         try:
-            report = self._checks.carry_out(self.wishes, publish)
+            report = self._checks.carry_out(self._list.wishes, publish)
         except CvmfsSyncError as error:
             log.error("what was pushed could not be checked, the next cycle does it: %s", error)
         except Exception:
@@ -359,34 +331,17 @@ class Daemon:
     def _answer(self, request: Request, publish: PublishNow) -> None:
         """Do what is asked, and tell what became of it."""
         if not request.gone:
-            self._reply(request, lambda: self._done(request, publish))
-
-    @staticmethod
-    def _reply(request: Request, do: Callable[[], Mapping[str, Any]]) -> None:
-        try:
-            request.answer(do())
-        except CvmfsSyncError as error:
-            request.answer({"exit_code": error.exit_code, "error": document(error)})
-        except Exception as error:
-            log.exception("what was asked for ended by a defect of cvmfs-sync; please report this")
-            request.answer(
-                {"exit_code": 70, "error": {"type": "Exception", "what": f"a defect of cvmfs-sync: {error}"}}
-            )
+            reply(request, lambda: self._done(request, publish))
 
     def _done(self, request: Request, publish: PublishNow) -> Mapping[str, Any]:
-        names = request.content.get("sync")
-        if set(request.content) != {"sync"} or not isinstance(names, list) or len(names) > _MAX_NAMES:
-            raise UsageError('a request is {"sync": [IMAGE, ...]}', expected=f"at most {_MAX_NAMES} images")
-        if not all(isinstance(name, str) for name in names):
-            raise UsageError("an image's name is text")
-        only = [parse_image(name) for name in names]
+        only = images_of(request)
         report: CycleReport | CvmfsSyncError | None
         if only:
             log.info("asked for now: %s", " ".join(map(str, only)))
-            refused = self._read_list()
-            if self.wishes is None:
+            refused = self._list.read(self.config)
+            if self._list.wishes is None:
                 raise refused or ListError("there has been no valid image list yet")
-            report = publish(self.wishes, only)
+            report = publish(self._list.wishes, only)
             self.metrics.published(report)
         else:
             report = self._cycle(retry=True)
@@ -413,7 +368,7 @@ class Daemon:
         health = Health(
             self.heartbeat.look(),
             {
-                "list": lambda: "ok" if self.wishes is not None else "there was no valid one yet",
+                "list": lambda: "ok" if self._list.wishes is not None else "there was no valid one yet",
                 "repository": readable(lambda: self.config.repository.root, may_be_missing=missing),
                 "cycle": lambda: self._last_cycle,
             },
@@ -431,26 +386,6 @@ class Daemon:
 
     def _stored(self, context: Context) -> None:
         self.metrics.stored(self.config.state_dir, len(context.state.orphans()))
-
-    def _require_changeable(self, fresh: Config) -> None:
-        """Refuse what only a restart can change.
-
-        Raises:
-            UsageError: With all that is so.
-        """
-        changed = []
-        for key in _FIXED:
-            old: object = self.config
-            new: object = fresh
-            for name in key.split("."):
-                old, new = getattr(old, name), getattr(new, name)
-            if old != new:
-                changed.append(f"{key}: {old} is to become {new}")
-        if changed:
-            raise UsageError(
-                "the new configuration changes what a running daemon cannot change",
-                found="; ".join(changed), todo="restart the daemon, or take that back",
-            )  # fmt: skip
 
     @contextmanager
     def _busy(self, what: str) -> Iterator[None]:

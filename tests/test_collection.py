@@ -854,11 +854,10 @@ def test_the_daemon_reads_the_list_before_it_collects(plain: Site, registry: Scr
 
     a, b = two_images(plain, registry)
     config = load_config(plain.config)
-    plain.wish(a)
-    old = read(config)
     for text in (f"version: 1\nimages: ['{a}', '{b}']\n", "version: 1\nimages: [\n"):
-        plain.wish().write_text(text)
+        plain.wish(a)
         daemon = Daemon(lambda: config, report_document)
-        daemon.wishes = old
+        daemon.read_list()
+        plain.wish().write_text(text)
         daemon.collection()
         assert set(plain.links()) == {a, b}

@@ -5,6 +5,7 @@ or one error that lists every mistake with its line. Environment and time are pa
 directory, a repository or a registry exists.
 """
 
+from cvmfs_sync.config.changes import require_changeable
 from cvmfs_sync.config.reading import load
 from cvmfs_sync.config.settings import (
     Config,
@@ -39,4 +40,5 @@ __all__ = [
     "WebhookKind",
     "json_schema",
     "load",
+    "require_changeable",
 ]
