@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from cvmfs_sync.errors import UsageError
+from cvmfs_sync.errors import InvalidReference, UsageError
+from cvmfs_sync.reference import parse_image
 from cvmfs_sync.view.documents import Summary
 
 __all__ = ["FORMATS", "MEDIA_TYPES", "Export", "ExportFormat", "LeftOut", "export", "parse_keys"]
@@ -89,8 +90,8 @@ def export(images: Iterable[Summary], form: ExportFormat, keys: Mapping[str, str
         images: All images; those of which nothing is published are left out without a word.
         form: `glideinwms`: `key:path,...`. `htcondor`: a JSON object, paths by keys. `json`: the same with what else is
             known of each.
-        keys: What is to be in it, by keys, as names or links; the others are not. By default all is in it, its link
-            being the key; for GlideinWMS with `-` for each colon.
+        keys: What is to be in it, by keys, as links or names, short ones too; the others are not. By default all is
+            in it, its link being the key; for GlideinWMS with `-` for each colon.
     """
     there = (image for image in images if image.digest is not None)
     left_out: list[LeftOut] = []
@@ -108,15 +109,25 @@ def export(images: Iterable[Summary], form: ExportFormat, keys: Mapping[str, str
 
 def _chosen(images: Iterable[Summary], keys: Mapping[str, str], left_out: list[LeftOut]) -> list[tuple[str, Summary]]:
     """What the operator asked for. An image's name means its plain link, which is the first one to have that name."""
-    wanted = set(keys.values())
+    full = {name: _full(name) for name in keys.values()}
+    wanted = {*full, *full.values()}
     found: dict[str, Summary] = {}
     for image in images:
         if image.link in wanted:
             found[image.link] = image
         if image.name in wanted and (image.name not in found or found[image.name].link.startswith(".multiarch/")):
             found[image.name] = image
-    left_out.extend(LeftOut(name, "it is not published", asked=True) for name in keys.values() if name not in found)
-    return [(key, found[name]) for key, name in keys.items() if name in found]
+    there = {name: found[each] for name in full for each in (full[name], name) if each in found}
+    left_out.extend(LeftOut(name, "it is not published", asked=True) for name in keys.values() if name not in there)
+    return [(key, there[name]) for key, name in keys.items() if name in there]
+
+
+def _full(name: str) -> str:
+    """The name in full of what may be a short one; a link stays one."""
+    try:
+        return str(parse_image(name))
+    except InvalidReference:
+        return name
 
 
 def _unfit(key: str, image: Summary, entries: Mapping[str, Summary]) -> str | None:

@@ -151,6 +151,18 @@ def test_dictionaries() -> None:
     assert [(each.image, each.asked) for each in chosen.left_out] == [("docker.io/b:1", True)]
 
 
+@pytest.mark.parametrize(
+    "name", ["debian:12", "library/debian:12", "docker.io/debian:12", "docker.io/library/debian:12"]
+)
+def test_keys_take_short_names(name: str) -> None:
+    """As `where` takes them; the plain link is meant, whichever other platforms there are."""
+    plain = summary("docker.io/library/debian:12")
+    other = summary(plain.name, link=f".multiarch/linux-arm64/{plain.link}", path="/cvmfs/x/.multiarch/arm64")
+    told = export([other, plain], "htcondor", parse_keys([f"d={name}", f"arm={other.link}"]))
+    assert json.loads(told.text) == {"d": plain.path, "arm": other.path}
+    assert told.left_out == ()
+
+
 @pytest.mark.parametrize("text", ["", "x", "=x", "a b=x", "a,b=x", "a:b=x", "a="])
 def test_keys_that_are_none(text: str) -> None:
     """Are refused before anything is read."""
