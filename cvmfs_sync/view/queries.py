@@ -9,19 +9,20 @@ is better than none.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cvmfs_sync import __version__
-from cvmfs_sync.errors import CvmfsSyncError, InvalidReference, ListError
+from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryUnavailable
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.inventory import Published, all_records, published, read_catalogue
+from cvmfs_sync.inventory import Catalogue, published, read_catalogue
 from cvmfs_sync.layout import CATALOGUE, Layout, runnable
 from cvmfs_sync.ports import Repository
 from cvmfs_sync.reference import parse_image
@@ -32,7 +33,6 @@ from cvmfs_sync.view.documents import (
     Events,
     Image,
     Images,
-    Layer,
     ListSource,
     LogLine,
     Operations,
@@ -43,11 +43,13 @@ from cvmfs_sync.view.documents import (
 )
 from cvmfs_sync.view.redaction import Redaction
 from cvmfs_sync.view.shaping import configuration, meanings, number, shown
+from cvmfs_sync.view.sharing import Sharing
 from cvmfs_sync.view.snapshot import Known, Query, Snapshot, bounded, moment, take_snapshot
 
-__all__ = ["Origins", "View"]
+__all__ = ["Origins", "Source", "View"]
 
 log = logging.getLogger(__name__)
+Source = Literal["list", "repository", "state"]
 _EVENTS_OF_IMAGE = 50
 _TAGS = 200
 _ENTRIES = 500
@@ -57,7 +59,6 @@ _RECENT = 50
 _GLANCE_SECONDS = 1.0
 _REST = 10.0
 _ACTIVITY_SECONDS = 1.0
-_LAYER_USERS_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,16 @@ class Origins:
 
 
 class View:
-    """All that is shown; threads may share it. `close` ends its own thread."""
+    """All that is shown; threads may share it. `close` ends its own thread.
 
-    def __init__(self, origins: Origins) -> None:
+    Args:
+        origins: Where it comes from.
+        watch: Whether changes are looked for. If not, all that is known of the images is of one moment.
+    """
+
+    def __init__(self, origins: Origins, *, watch: bool = True) -> None:
         self._origins = origins
+        self._missing: dict[Source, CvmfsSyncError] = {}
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._closing = threading.Event()
@@ -97,21 +104,23 @@ class View:
         self._seen: object = None
         self._snapshot = self._take()
         self._asked: tuple[float, Activity | None] = (0.0, None)
-        self._users: tuple[float, Mapping[str, int]] = (-_LAYER_USERS_SECONDS, {})
-        self._thread = threading.Thread(target=self._watch, name="view", daemon=True)
-        self._thread.start()
+        self._sharing = Sharing(origins.repository, once=not watch)
+        self._thread = threading.Thread(target=self._watch, name="view", daemon=True) if watch else None
+        if self._thread is not None:
+            self._thread.start()
 
     def close(self) -> None:
         """Look no more."""
         self._closing.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         for state in (*self._former, self._state, self._empty):
             if state is not None:
                 state.close()
 
     @property
     def version(self) -> str:
-        """Another text whenever what is shown of images and events may be another."""
+        """Another text whenever what is shown may be another."""
         return self._snapshot.version
 
     @property
@@ -134,19 +143,12 @@ class View:
 
     def find(self, key: str) -> Summary | None:
         """The image of a link or a name; of a name that has several platforms, the one that has the plain link."""
-        snapshot = self._snapshot
-        found = snapshot.by_link.get(key)
-        if found is not None:
-            return found
-        with suppress(InvalidReference):
-            name = str(parse_image(key))
-            images = snapshot.by_name.get(name, ())
-            return next((image for image in images if not image.link.startswith(".multiarch/")), None)
-        return None
+        return self._snapshot.find(key)
 
     def image(self, key: str) -> Image | None:
         """All that is known of the image of a link or a name; None if there is none."""
-        snapshot, summary = self._snapshot, self.find(key)
+        snapshot = self._snapshot
+        summary = snapshot.find(key)
         if summary is None:
             return None
         origins, state = self._origins, self._database()
@@ -156,7 +158,7 @@ class View:
         events = shown(state.events_before(None, _EVENTS_OF_IMAGE, link=summary.link), origins.redact)
         activity = self._activity()
         waiting = next((each for each in activity.queue if each.link == summary.link), None) if activity else None
-        layers = self._layers(record)
+        layers = self._sharing.layers(record)
         requested = line.requested_at if line else None
         return Image(
             **dict(summary),
@@ -271,13 +273,21 @@ class View:
         path = str(origins.repository.root / link) if there else runnable(name)
         return Where(name=bounded(str(name)), published=there, path=path)
 
+    def require(self, *sources: Source) -> None:
+        """For those who write down what is shown: what can't be read must not look as if it were gone.
+
+        Raises:
+            CvmfsSyncError: One of these can't be read.
+        """
+        for source in sources:
+            if source in self._missing:
+                raise self._missing[source]
+
     def refresh(self) -> None:
         """Look now whether something has changed."""
         with self._lock:
             if self._signature() != self._seen:
                 self._snapshot = self._take()
-
-    # --- what is known ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         rest = _GLANCE_SECONDS
@@ -298,8 +308,10 @@ class View:
                 self._former.append(self._state)
             try:
                 self._state = State.open_readonly(self._origins.state_dir)
+                self._missing.pop("state", None)
             except CvmfsSyncError as error:
                 log.warning("no history is shown: %s", error)
+                self._missing["state"] = error
                 self._state = None
         return self._state or self._empty
 
@@ -319,7 +331,9 @@ class View:
         if self._wishes is None or self._wishes[0] != version:
             try:
                 wishes, about = self._origins.wishes(state)
+                self._missing.pop("list", None)
             except ListError as error:
+                self._missing["list"] = error
                 if self._wishes is None:
                     return ImageList((), ()), {"refused": str(error)}
                 wishes, about = self._wishes[1:]
@@ -330,15 +344,28 @@ class View:
         origins, state = self._origins, self._database()
         self._seen = self._signature()
         wishes, _ = self._list(state)
-        try:
-            catalogue = read_catalogue(origins.repository, origins.layout)
-        except CvmfsSyncError as error:
-            log.warning("the repository cannot be read: %s", error)
-            catalogue = {}
+        catalogue = self._catalogue()
         today = origins.now().date()
         known = Known(wishes.wished_on(today), catalogue, state.failures(), state.checked())
         version = f"{time.time_ns():x}"
         return take_snapshot(origins.repository, origins.layout, known, origins.redact, version)
+
+    def _catalogue(self) -> Catalogue:
+        """What is published; nothing if that can't be read."""
+        repository = self._origins.repository
+        problem: CvmfsSyncError
+        try:
+            os.listdir(repository.root)
+            self._missing.pop("repository", None)
+            return read_catalogue(repository, self._origins.layout)
+        except OSError as error:
+            todo = "see that it is mounted; if it is new, publish something first"
+            problem = RepositoryUnavailable(f"cannot read {repository.root}", found=error.strerror, todo=todo)
+        except CvmfsSyncError as error:
+            problem = error
+        log.warning("nothing published is shown: %s", problem)
+        self._missing["repository"] = problem
+        return {}
 
     def _activity(self) -> Activity | None:
         """What the daemon says, which is asked once a second however many want to know."""
@@ -364,38 +391,9 @@ class View:
                 taken.append(float(each.detail.removesuffix(" s")))
         return sum(taken) / len(taken) if taken else None
 
-    def _layers(self, record: Mapping[str, Any]) -> list[Layer]:
-        users = self._layer_users()
-        return [
-            Layer(digest=str(layer["digest"]), size=int(layer["size"]), images=max(1, users.get(layer["digest"], 0)))
-            for layer in record.get("layers", ())[:_ENTRIES]
-            if isinstance(layer, dict) and isinstance(layer.get("size"), int)
-        ]
-
-    def _layer_users(self) -> Mapping[str, int]:
-        """In how many published images each layer is; of the last minute, for all records are read for it."""
-        at, users = self._users
-        if time.monotonic() - at > _LAYER_USERS_SECONDS:
-            counts: dict[str, int] = {}
-            try:
-                for digest in _layer_digests(all_records(self._origins.repository, lenient=True)):
-                    counts[digest] = counts.get(digest, 0) + 1
-            except CvmfsSyncError as error:
-                log.info("what images share is not known: %s", error)
-            users = counts
-            self._users = (time.monotonic(), users)
-        return users
-
-
-def _layer_digests(records: Iterator[Published]) -> Iterator[str]:
-    for each in records:
-        layers = each.record.get("layers", ())
-        yield from {str(layer.get("digest")) for layer in layers if isinstance(layer, dict)}
-
 
 def _stamp(path: Path) -> object:
-    try:
+    with suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        return status.st_mtime_ns, status.st_size, status.st_ino
+    return None

@@ -39,8 +39,11 @@ class Redaction:
     """
 
     def __init__(self, kept: Iterable[Path], named: Mapping[str, Path]) -> None:
-        self._kept = sorted((str(path) for path in kept), key=len, reverse=True)
-        self._named = sorted(((str(path), word) for word, path in named.items()), key=lambda each: -len(each[0]))
+        longest_first = sorted(((str(path), word) for word, path in named.items()), key=lambda each: -len(each[0]))
+        self._kept = [re.compile(re.escape(str(path))) for path in kept]
+        self._named = [
+            (re.compile(rf"{re.escape(path)}(?=[/\s'\";,:)]|\Z)"), f"<{word}>") for path, word in longest_first
+        ]
 
     def __call__(self, text: str) -> str:
         """The text without all that; at most some thousand characters of it."""
@@ -48,8 +51,8 @@ class Redaction:
         text = _QUERY.sub(r"\1", _USER_IN_URL.sub("", text))
         text = _TOKEN.sub("...", _SECRET.sub(r"\1...", _FILE_URL.sub("<path>", text)))
         for path, word in self._named:
-            text = re.sub(rf"{re.escape(path)}(?=[/\s'\";,:)]|\Z)", f"<{word}>", text)
-        places = [(found.start(), found.end()) for path in self._kept for found in re.finditer(re.escape(path), text)]
+            text = path.sub(word, text)
+        places = [found.span() for path in self._kept for found in path.finditer(text)]
         text = _MACHINE.sub(lambda found: found[0] if _inside(found.start(), places) else "<path>", text)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 

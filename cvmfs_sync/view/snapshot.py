@@ -11,6 +11,7 @@ import posixpath
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -124,6 +125,16 @@ class Snapshot:
     def users(self) -> Mapping[str, int]:
         """How many links lead to each tree, by the manifest's digest."""
         return Counter(image.digest for image in self.images if image.digest is not None)
+
+    def find(self, key: str) -> Summary | None:
+        """The image of a link or a name; of a name that has several platforms, the one that has the plain link."""
+        found = self.by_link.get(key)
+        if found is not None:
+            return found
+        with suppress(InvalidReference):
+            images = self.by_name.get(str(parse_image(key)), ())
+            return next((image for image in images if not image.link.startswith(".multiarch/")), None)
+        return None
 
     def query(self, query: Query) -> Images:
         """The images that a query asks for."""
