@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
-from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -24,6 +23,7 @@ from cvmfs_sync.pages import texts as shown
 from cvmfs_sync.view.documents import Cycle
 from tests.support import documents
 from tests.support.documents import HOSTILE, NOW
+from tests.support.harmless import Page, require_harmless
 
 
 class _Urls:
@@ -34,6 +34,9 @@ class _Urls:
 
     def catalogue(self, parameters: Mapping[str, str]) -> str:
         return "/?" + urlencode(parameters, errors="replace")
+
+    def names(self) -> str | None:
+        return None if self.queries else "/names"
 
     def image(self, link: str) -> str:
         return "/images/" + quote(link, errors="replace")
@@ -64,51 +67,6 @@ class _Urls:
 
 
 SITE = Site(_Urls(), "unpacked.example.org", NOW)
-_VOID = {"meta", "link", "input", "img", "path", "br"}
-_TAGS = set(
-    re.findall(
-        r"\w+",
-        "html head meta title link script body a header div svg path span nav ul li ol main footer p h1 h2 h3 form "
-        "label input button details summary select option dl dt dd code bdi time section table caption thead tbody tr "
-        "th td pre strong meter progress img noscript",
-    )
-)
-
-
-class _Page(HTMLParser):
-    """A page in pieces; the end tags have to fit."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self._open, self._open
-
-    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open, tag
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> Iterator[dict[str, str]]:
-        """The attributes of each element of this kind."""
-        return (attributes for name, attributes in self.tags if name == tag)
-
-    def words(self) -> str:
-        """The text with single blanks."""
-        return " ".join(self.text.split())
 
 
 def _pages_with(text: str) -> dict[str, str]:
@@ -145,14 +103,8 @@ def test_texts_of_strangers_are_harmless(text: str) -> None:
     """No text becomes an element, an attribute, a link that runs, or an invisible character; long ones are cut."""
     for name, html in _pages_with(text).items():
         assert len(html.encode()) < 200_000, name
-        page = _Page(html)
-        assert {tag for tag, _ in page.tags} <= _TAGS, name
+        page = require_harmless(html)
         assert [each["src"] for each in page.all("script")] == ["/static/pages.js"], name
-        for tag, attributes in page.tags:
-            assert not {each for each in attributes if each.startswith("on") or each in {"style", "srcdoc"}}, name
-            for address in (attributes.get("href", ""), attributes.get("src", ""), attributes.get("action", "")):
-                assert address == "" or re.match(r"/|#main\Z|https?://", address), (name, tag, address)
-        assert shown.visible(html.replace("\n", "")) == html.replace("\n", ""), name
 
 
 @pytest.mark.parametrize(
@@ -168,7 +120,7 @@ def test_texts_of_strangers_are_harmless(text: str) -> None:
 )  # fmt: skip
 def test_only_web_addresses_become_links(address: str, link: bool) -> None:
     """Addresses of http and https are links that pass nothing on; everything else is text."""
-    page = _Page(image_page(SITE, documents.image(definition=address, configuration=None)))
+    page = Page(image_page(SITE, documents.image(definition=address, configuration=None)))
     outside = [each for each in page.all("a") if "rel" in each]
     assert [each["href"] for each in outside] == ([address] if link else [])
     assert all(each["rel"] == "ugc nofollow noopener noreferrer" for each in outside)
@@ -202,16 +154,15 @@ def test_sizes(number: int | None, text: str) -> None:
      (-2400, "in 40 minutes"), (90000, "1 day ago"), (800 * 86400, "2 years ago")],
 )  # fmt: skip
 def test_distances_of_time(distance: int, text: str) -> None:
-    """Times are told by how far they are from now, and by their date where nobody knows when the page is read."""
+    """Times are told by how far they are from now."""
     assert shown.ago(NOW - timedelta(seconds=distance), NOW) == text
-    assert shown.ago(NOW, None) == "2026-11-27"
 
 
 def test_catalogue_tells_of_each_image_what_is_needed() -> None:
     """State in words, digest, size, time, command to copy, description and definition."""
     found = documents.images([documents.summary(description="For tests", definition="https://example.org/d")])
     html = catalogue_page(SITE, found, {})
-    page = _Page(html)
+    page = Page(html)
     for text in ("docker.io/library/debian:12", "✓ Published", "sha256:", "124 MB", "3 hours ago", "For tests"):
         assert text in page.words()
     assert [each["data-copy"] for each in page.all("button") if "data-copy" in each] == [
@@ -223,7 +174,7 @@ def test_catalogue_tells_of_each_image_what_is_needed() -> None:
 def test_catalogue_keeps_what_was_asked_for() -> None:
     """The form shows the query again, and the links to other pages repeat it."""
     found = documents.images([documents.summary()], total=131, offset=50)
-    page = _Page(catalogue_page(SITE, found, {"q": "deb", "sort": "-size", "offset": "50", "limit": "50"}))
+    page = Page(catalogue_page(SITE, found, {"q": "deb", "sort": "-size", "offset": "50", "limit": "50"}))
     links = {each["rel"]: each["href"] for each in page.all("a") if "rel" in each}
     assert links == {
         "prev": "/?q=deb&sort=-size&limit=50",
@@ -243,16 +194,16 @@ def test_catalogue_keeps_what_was_asked_for() -> None:
 )  # fmt: skip
 def test_empty_catalogue(total: int, parameters: dict[str, str], text: str) -> None:
     """A catalogue in which nothing is shown says why, and what to do."""
-    assert text in _Page(catalogue_page(SITE, documents.images([], total=total), parameters)).words()
+    assert text in Page(catalogue_page(SITE, documents.images([], total=total), parameters)).words()
 
 
 def test_a_site_of_files_offers_nothing_that_needs_a_server() -> None:
     """There is no form, no page of the daemon, and no distance of time that would be wrong tomorrow."""
     site = Site(_Urls(queries=False), "unpacked.example.org")
-    page = _Page(catalogue_page(site, documents.images([documents.summary()], total=131), {}))
+    page = Page(catalogue_page(site, documents.images([documents.summary()], total=131), {}))
     assert not list(page.all("form"))
     assert not {"/activity", "/operations", "/api/v1"} & {each["href"] for each in page.all("a")}
-    assert " ago" not in page.words() + _Page(image_page(site, documents.image())).words()
+    assert " ago" not in page.words() + Page(image_page(site, documents.image())).words()
 
 
 @pytest.mark.parametrize(
@@ -268,13 +219,13 @@ def test_a_site_of_files_offers_nothing_that_needs_a_server() -> None:
 def test_failing_image_says_why(fields: dict[str, Any], texts: list[str]) -> None:
     """A failing image tells the reason, what to do, and when it is tried again."""
     image = documents.image(**{"state": "failed", "failure": documents.failing(), **fields})
-    words = _Page(image_page(SITE, image)).words()
+    words = Page(image_page(SITE, image)).words()
     assert [text for text in texts if text not in words] == []
 
 
 def test_image_tells_where_it_comes_from() -> None:
     """What its tag meant, who asked, what it shares, how it runs, what was logged, and how to follow it."""
-    words = _Page(image_page(SITE, documents.image())).words()
+    words = Page(image_page(SITE, documents.image())).words()
     for text in (
         "line 14 of the image list, commit 0f1e2d3c4b5a", "Ada Example", "31.0 MB (63 %) are shared", "6 other images",
         "LANG=C.UTF-8", "/usr/bin/tini", "maintainer", "412 files written", "1 month ago", "linux/arm64",
@@ -293,7 +244,7 @@ def test_image_tells_where_it_comes_from() -> None:
 )  # fmt: skip
 def test_activity_says_what_is_done(cycle: Cycle, text: str) -> None:
     """A running cycle, one that is to come, and no daemon at all."""
-    words = _Page(activity_page(SITE, cycle, documents.queue(), documents.events())).words()
+    words = Page(activity_page(SITE, cycle, documents.queue(), documents.events())).words()
     assert text in words
     assert "Nothing waits." in words
 
@@ -303,7 +254,7 @@ def test_operations_tells_of_a_refused_list() -> None:
     refused = documents.operations().image_list.model_copy(
         update={"refused": "line 3: no such key", "refused_since": NOW}
     )
-    words = _Page(operations_page(SITE, documents.operations(image_list=refused))).words()
+    words = Page(operations_page(SITE, documents.operations(image_list=refused))).words()
     assert "line 3: no such key" in words
     assert "✕ Left alone" in words
 
@@ -311,7 +262,7 @@ def test_operations_tells_of_a_refused_list() -> None:
 def test_every_page_is_fit_for_screen_readers() -> None:
     """One main heading, landmarks, labelled fields, captions; nothing by markup alone that a policy would forbid."""
     for name, html in _pages_with("usual").items():
-        page = _Page(html)
+        page = Page(html)
         assert len(list(page.all("h1"))) == 1, name
         assert [each["id"] for each in page.all("main")] == ["main"], name
         assert html.index('href="#main"') < html.index("<header"), name

@@ -1,7 +1,8 @@
-"""Commands that tell what is published: `status`, `where`, `export`."""
+"""Commands that tell what is published: `status`, `where`, `export`, `site`."""
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import os
 import sys
@@ -101,7 +102,8 @@ def _export(
     from cvmfs_sync.web.process import open_view
 
     chosen = parse_keys(keys or ())
-    with open_view(load_config(config)) as view:
+    with open_view(load_config(config), watch=False) as view:
+        view.require("repository")
         exported = export(view.every(), form.value, chosen)
     for each in exported.left_out:
         sys.stderr.write(printable(f"{each.image} is left out: {each.reason}\n"))
@@ -116,4 +118,37 @@ def _export(
         fresh.replace(output)
     finally:
         fresh.unlink(missing_ok=True)
+    return 0
+
+
+@app.command("site")
+def _site(
+    output: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Write it there; what others have put there is left alone."),
+    ],
+    config: ConfigOption = DEFAULT_CONFIG,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="By which the world reaches DIR: for feeds, and for badges elsewhere."),
+    ] = None,
+    json_output: JsonOption = False,
+) -> int:
+    """Write the pages as files, for a web server that knows nothing of cvmfs-sync.
+
+    Only files that change are written, and of those that are there only its own are removed. After an error the site is
+    whole, and the next run completes what is new.
+    """
+    from cvmfs_sync.service import load_config
+    from cvmfs_sync.site import require_apart, write_site
+    from cvmfs_sync.web.process import open_view
+
+    settings = load_config(config)
+    require_apart(output, settings)
+    with open_view(settings, watch=False) as view:
+        done = write_site(view, output, url)
+    if json_output:
+        print_json(dataclasses.asdict(done))
+    else:
+        sys.stdout.write(f"{done.written} files written, {done.unchanged} unchanged, {done.removed} removed\n")
     return 0

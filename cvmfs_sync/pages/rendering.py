@@ -6,7 +6,7 @@ does not know is an error, not an empty text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import cvmfs_sync
 from cvmfs_sync.pages import texts, words
-from cvmfs_sync.view.documents import Cycle, Events, Image, Images, Operations, Queue
+from cvmfs_sync.view.documents import Cycle, Events, Image, Images, Operations, Queue, Summary
 
 __all__ = [
     "Site",
@@ -26,6 +26,7 @@ __all__ = [
     "catalogue_page",
     "error_page",
     "image_page",
+    "names_page",
     "operations_page",
     "static_files",
 ]
@@ -39,7 +40,8 @@ class Urls(Protocol):
     """Where things are, as seen from the page that is rendered; None if there is no such thing here.
 
     Attributes:
-        queries: Whether search and filters are answered. If not, `offset` is all that `catalogue` is asked for.
+        queries: Whether search and filters are answered. If not, `state` and `offset` are all that `catalogue` is asked
+            for.
     """
 
     @property
@@ -48,6 +50,9 @@ class Urls(Protocol):
 
     def catalogue(self, parameters: Mapping[str, str]) -> str:
         """The catalogue for these parameters; for none its first page."""
+
+    def names(self) -> str | None:
+        """The page with the names of all images, where no search is answered."""
 
     def image(self, link: str) -> str:
         """An image's page."""
@@ -73,8 +78,8 @@ class Urls(Protocol):
     def static(self, name: str) -> str:
         """One of `static_files`."""
 
-    def absolute(self, url: str) -> str:
-        """Any of these for use on other pages."""
+    def absolute(self, url: str) -> str | None:
+        """Any of these for use on other pages; None if it is not known where they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,11 @@ def catalogue_page(site: Site, images: Images, parameters: Mapping[str, str]) ->
         kept={"limit": parameters["limit"]} if parameters.get("limit") else {},
         number=images.offset // limit + 1, last=max(1, -(-images.total // limit)), step=limit,
     )  # fmt: skip
+
+
+def names_page(site: Site, images: Sequence[Summary]) -> str:
+    """The names of all images on one page, to be searched by the browser."""
+    return _render("names.html", site, page="names", images=images)
 
 
 def image_page(site: Site, image: Image) -> str:

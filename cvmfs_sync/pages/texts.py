@@ -95,10 +95,8 @@ def duration(seconds: float) -> str:
     return "less than a minute"
 
 
-def ago(when: datetime, now: datetime | None) -> str:
-    """When that was or will be, seen from now; the date alone if the page is to be read at any time."""
-    if now is None:
-        return f"{when:%Y-%m-%d}"
+def ago(when: datetime, now: datetime) -> str:
+    """When that was or will be, seen from now."""
     distance = now - when
     if abs(distance) < timedelta(minutes=1):
         return "just now" if distance >= timedelta() else "in a moment"

@@ -62,6 +62,9 @@ class _Urls:
         asked = {name: value for name, value in parameters.items() if value}
         return f"/?{urlencode(asked, errors='replace')}" if asked else "/"
 
+    def names(self) -> str | None:
+        return None
+
     def image(self, link: str) -> str:
         return f"/images/{_quoted(link)}"
 

@@ -29,8 +29,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_view(config: Config) -> Iterator[View]:
-    """What there is to be seen of a configuration's repository."""
+def open_view(config: Config, *, watch: bool = True) -> Iterator[View]:
+    """What there is to be seen of a configuration's repository.
+
+    Args:
+        config: Of the repository.
+        watch: See `View`. If not, the daemon is not asked either: what it does is of the moment.
+    """
 
     def live() -> Mapping[str, Any] | None:
         return ask(config.state_dir, {"show": "activity"})
@@ -42,10 +47,11 @@ def open_view(config: Config) -> Iterator[View]:
             config.state_dir,
             lambda state: known_wishes(config, state),
             lambda: _list_version(config),
-            live,
+            live if watch else lambda: None,
             now,
             redaction(config),
-        )
+        ),
+        watch=watch,
     )
     try:
         yield view

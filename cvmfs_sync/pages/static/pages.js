@@ -1,4 +1,4 @@
-// What pages do beyond plain HTML: copying, relative times that stay true, live progress. All of them work without it.
+// What pages do beyond plain HTML: copying, relative times that stay true, live progress, finding names. All of them work without it.
 "use strict";
 
 (() => {
@@ -36,8 +36,7 @@
     return distance >= 0 ? "just now" : "in a moment";
   };
   const tellTimes = () => {
-    for (const time of document.querySelectorAll("time[datetime]")) {
-      if (time.closest(".log")) continue;
+    for (const time of document.querySelectorAll("time[data-ago]")) {
       const words = ago(Date.parse(time.dateTime));
       if (time.textContent !== words) time.textContent = words;
     }
@@ -103,6 +102,28 @@
     listen();
     addEventListener("pagehide", () => { clearTimeout(later); source.close(); });
     addEventListener("pageshow", (event) => { if (event.persisted) { refresh(); listen(); } });
+  }
+
+  // --- the names of all images on one page ---
+  const finder = document.querySelector("[data-find]");
+  if (finder) {
+    const input = finder.querySelector("input");
+    const entries = [...document.getElementById("names").children].map((entry) => [entry, entry.textContent.toLowerCase()]);
+    const found = document.getElementById("found");
+    const find = () => {
+      const words = input.value.toLowerCase().split(/\s+/);
+      let number = 0;
+      for (const [entry, text] of entries) {
+        entry.hidden = !words.every((word) => text.includes(word));
+        number += entry.hidden ? 0 : 1;
+      }
+      found.textContent = `${number.toLocaleString("en")} image${number === 1 ? "" : "s"}${input.value ? " found" : ""}`;
+    };
+    input.addEventListener("input", find);
+    finder.addEventListener("submit", (event) => event.preventDefault());
+    finder.hidden = false;
+    document.getElementById("by-hand").hidden = true;
+    if (input.value) find(); // which the browser kept
   }
 
   prepareCopying(document);
