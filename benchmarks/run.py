@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import images, pages, polling, publishing, report, scaling, visitors
+from benchmarks import images, pages, polling, publishing, report, scaling, site, visitors
 from benchmarks.contenders import CONTENDERS, OURS, Contender, Target
 from benchmarks.measure import Failed, can_mount, count_entries, fresh_directory, large_temporary, run
 from benchmarks.profiles import profile
@@ -26,6 +26,7 @@ _PUBLISHING = "publishing"
 _POLLING = "polling"
 _PAGES = "pages"
 _LOAD = "pages-load"
+_SITE = "site"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result["pages"] = pages.document(served)
         if _is_chosen(_LOAD, options.only) and not (options.scale or options.profile):
             _load(options, result, mount=not reason)
+        if _is_chosen(_SITE, options.only) and not (options.scale or options.profile):
+            runs = site.measure(*(pages.QUICK if options.quick else pages.FULL))
+            _print(f"\n{site.tables(runs)}")
+            result["site"] = site.document(runs)
     except (images.Unavailable, Failed) as problem:
         _say(str(problem))
         return 1
@@ -92,7 +97,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small image that needs neither root nor packages")
     parser.add_argument(
         "--only", default="", metavar="PART,...",
-        help="contenders with one of these in their name, 'publishing', 'polling', 'pages' and 'pages-load'",
+        help="contenders with one of these in their name, 'publishing', 'polling', 'pages', 'pages-load' and 'site'",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="all samples, and the machine")
     parser.add_argument("--profile", action="store_true", help="show where unpack and squash spend their time instead")
@@ -102,7 +107,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.runs < 1:
         parser.error("--runs: at least 1")
-    others = [_PUBLISHING, _POLLING, _PAGES, _LOAD]
+    others = [_PUBLISHING, _POLLING, _PAGES, _LOAD, _SITE]
     if not _chosen(options.only) and not any(_is_chosen(each, options.only) for each in others):
         parser.error(f"--only: no contender; there are {', '.join([*(each.name for each in CONTENDERS), *others])}")
     return options

@@ -25,6 +25,7 @@ from benchmarks import (
     report,
     run,
     scaling,
+    site,
     successors,
     visitors,
 )
@@ -351,3 +352,13 @@ def test_publishing_is_measured_while_somebody_asks(monkeypatch: pytest.MonkeyPa
     walls = [each.sample.wall for each in found]
     assert visitors.ratio(found, visitors.VISITORS, visitors.NOBODY) == walls[1] / walls[0]
     assert f"{walls[1] / walls[2]:.3f}" in visitors.tables(found)
+
+
+def test_the_static_site_is_measured() -> None:
+    """Written whole, then not at all, then where one image has moved: a few files."""
+    whole, again, moved = site.measure(20, 200)
+    assert whole.unchanged == again.files == 0
+    assert whole.files == again.unchanged == moved.files + moved.unchanged
+    assert 0 < moved.files < 10
+    assert all(each.sample.memory > 1 << 20 for each in (whole, again, moved))
+    assert "one image has moved" in site.tables([whole, again, moved])
