@@ -16,7 +16,7 @@ from typing import Any
 from cvmfs_sync.errors import UsageError
 from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.outcome import RESULTS, CycleReport, PublishNow
-from cvmfs_sync.pushes import Push, concerned
+from cvmfs_sync.pushes import DELIVERY_RESULTS, SENDERS, Push, concerned
 
 __all__ = ["MOST_NAMES", "Checks"]
 
@@ -31,11 +31,15 @@ class Checks:
 
     Args:
         clock: The time, UTC.
+        count: Told of deliveries to webhooks: sender, result, and how many there were.
         most: How many pushes are kept. More change nothing: by its schedule the daemon looks at all images.
     """
 
-    def __init__(self, clock: Callable[[], datetime], most: int = _MOST) -> None:
+    def __init__(
+        self, clock: Callable[[], datetime], count: Callable[[str, str, int], None], most: int = _MOST
+    ) -> None:
         self._clock = clock
+        self._count = count
         self._most = most
         self._lock = threading.Lock()
         # In the order in which they came.
@@ -51,11 +55,14 @@ class Checks:
             UsageError: It is none.
         """
         names = content.get("check")
-        if set(content) != {"check"} or not isinstance(names, list) or len(names) > MOST_NAMES:
+        if set(content) - {"deliveries"} != {"check"} or not isinstance(names, list) or len(names) > MOST_NAMES:
             raise UsageError('a request is {"check": [NAME, ...]}', expected=f"at most {MOST_NAMES} names")
         if not all(isinstance(name, str) for name in names):
             raise UsageError("a name is text")
-        dropped = self._add([Push.parse(name) for name in names])
+        pushes = [Push.parse(name) for name in names]
+        for sender, result, number in _deliveries(content.get("deliveries", [])):
+            self._count(sender, result, number)
+        dropped = self._add(pushes)
         if dropped:
             log.warning("too much is to be checked: %d names are left to the schedule", dropped)
         return {"exit_code": 0}
@@ -96,3 +103,16 @@ class Checks:
             taken = tuple(self._waiting)
             self._waiting.clear()
             return taken
+
+
+def _deliveries(told: object) -> list[tuple[str, str, int]]:
+    """What webhooks have got: sender, result and number of each kind.
+
+    Raises:
+        UsageError: It is of another form.
+    """
+    if isinstance(told, list) and all(isinstance(each, list) and len(each) == 3 for each in told):
+        found = [(sender, result, number) for sender, result, number in told]
+        if all(s in SENDERS and r in DELIVERY_RESULTS and type(n) is int and n >= 0 for s, r, n in found):
+            return found
+    raise UsageError("deliveries are [[SENDER, RESULT, NUMBER], ...]")

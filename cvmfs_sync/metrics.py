@@ -23,6 +23,7 @@ from cvmfs_sync.collection import CollectionReport
 from cvmfs_sync.context import Asked
 from cvmfs_sync.diskuse import size_below
 from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
+from cvmfs_sync.pushes import DELIVERY_RESULTS, SENDERS
 from cvmfs_sync.retire import Retirement
 
 __all__ = ["ASKED", "CYCLE_RESULTS", "GC_RESULTS", "HOOK_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]
@@ -154,6 +155,13 @@ class Metrics:
             "cvmfs_sync_config_valid", "1 if the configuration was valid when it was last read", registry=self.registry
         )
         self._config_valid.set(1)
+        self._deliveries = Counter(
+            "cvmfs_sync_webhook_deliveries", "Deliveries to webhooks by sender and result", ["sender", "result"],
+            registry=self.registry,
+        )  # fmt: skip
+        for sender in SENDERS:
+            for result in DELIVERY_RESULTS:
+                self._deliveries.labels(sender, result)
         for result in RESULTS:
             self._images.labels(result)
         for result in CYCLE_RESULTS:
@@ -344,6 +352,10 @@ class Metrics:
                 self._published_one(outcome)
             if outcome.waited is not None:
                 self._delay.observe(outcome.waited)
+
+    def delivered(self, sender: str, result: str, number: int) -> None:
+        """Webhooks have got so many deliveries."""
+        self._deliveries.labels(sender, result).inc(number)
 
     def collection_failed(self, result: str, _now: datetime) -> None:
         """A garbage collection ended before it had a report."""

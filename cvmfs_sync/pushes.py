@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
+from cvmfs_sync.config import WebhookKind
 from cvmfs_sync.errors import InvalidReference
 from cvmfs_sync.imagelist import Wish
 from cvmfs_sync.reference import ArtifactReference, ImageName, Reference
 
-__all__ = ["Push", "concerned"]
+__all__ = ["DELIVERY_RESULTS", "SENDERS", "Push", "concerned"]
 
+SENDERS = (*get_args(WebhookKind), "unknown")
+"""Kinds of webhooks, and who calls one that there isn't."""
+DELIVERY_RESULTS = ("accepted", "replayed", "refused", "flooded", "unreadable")
+"""What can become of what they send."""
 _BELOW = "/**"
 
 

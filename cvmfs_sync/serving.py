@@ -91,7 +91,7 @@ class Daemon:
         self._notifier = notifier or Notifier(None)
         self._errands = Errands()
         self._list = ListInForce(self.metrics, self._tell, clock)
-        self._checks = Checks(clock)
+        self._checks = Checks(clock, self.metrics.delivered)
         self._reloads: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._retry = False
         self._backlog = Backlog()

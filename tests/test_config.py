@@ -120,7 +120,36 @@ def test_relative_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.image_list == "https://example.org/list.yaml"
 
 
+def test_webhooks_speak_for_a_registry(tmp_path: Path) -> None:
+    """The one that most people mean, where there is one; secrets are in files, from the configuration's directory on."""
+    text = """
+web:
+  webhooks:
+    - {name: hub, kind: dockerhub, secret_file: hub}
+    - {name: ghcr, kind: github, secret_file: /etc/ghcr}
+    - {name: ours, kind: quay, registry: "registry.example.org:5000", secret_file: ours}
+"""
+    found = load(write(tmp_path, text), {}).web.webhooks
+    assert [each.registry for each in found] == ["docker.io", "ghcr.io", "registry.example.org:5000"]
+    assert [each.secret_file for each in found] == [tmp_path / "hub", Path("/etc/ghcr"), tmp_path / "ours"]
+
+
 MISTAKES = {
+    "a webhook for no registry": (
+        "web: {webhooks: [{name: a, kind: harbor, secret_file: x}]}",
+        "c.yaml:1: web.webhooks.0: the key 'registry' is missing: harbor needs the registry's host, or host:port",
+    ),
+    "a webhook's name twice": (
+        "web: {webhooks: [{name: a, kind: quay, secret_file: x}, {name: a, kind: quay, secret_file: y}]}",
+        "c.yaml:1: web.webhooks: two webhooks have the name 'a'",
+    ),
+    "a webhook without a secret": (
+        "web: {webhooks: [{name: a, kind: quay}]}", "c.yaml:1: web.webhooks.0: the key 'secret_file' is missing",
+    ),
+    "another name of a webhook's registry": (
+        "web: {webhooks: [{name: a, kind: dockerhub, registry: index.docker.io, secret_file: x}]}",
+        "c.yaml:1: web.webhooks.0.registry: another name of 'docker.io'; write that",
+    ),
     "unknown key": ("stat_dir: x", "c.yaml:1: stat_dir: unknown key; expected one of image_list, repository, layout, state_dir, spool_dir, spool_limit, large_image, schedule, stop_within, retire, sandbox, registries, docker_host, hooks, metrics, web, limits; did you mean 'state_dir'?"),
     "unknown option": ("registries:\n  ghcr.io:\n    insecur: true", "c.yaml:3: registries.ghcr.io.insecur: unknown key; expected one of insecure, requests_per_second, concurrency, credentials, ca_file, mirrors, ratelimit_floor, foreign_layers; did you mean 'insecure'?"),
     "no host": ("registries: {foo: {}}", "c.yaml:1: registries.foo: expected a registry's host or host:port, such as ghcr.io or registry.example.org:5000"),

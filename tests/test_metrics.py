@@ -27,6 +27,7 @@ from cvmfs_sync.metrics import (
     Metrics,
 )
 from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
+from cvmfs_sync.pushes import DELIVERY_RESULTS, SENDERS
 from cvmfs_sync.reference import Platform
 from cvmfs_sync.registry import REQUEST_RESULTS, RegistryMemory
 from cvmfs_sync.repository import DirectoryRepository, TimedRepository
@@ -42,7 +43,7 @@ GONE = (
 )
 CLOSED_SETS = {
     *RESULTS, *CYCLE_RESULTS, *REQUEST_RESULTS, *GC_RESULTS, *HOOK_RESULTS, *TRANSACTION_RESULTS, *HOWS, *KINDS,
-    *ASKED,
+    *ASKED, *SENDERS, *DELIVERY_RESULTS,
 }  # fmt: skip
 
 

@@ -8,7 +8,8 @@ import hmac
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -48,11 +49,13 @@ class Doors:
 
     Attributes:
         now: Of the clock by which deliveries are counted.
+        counts: How many of them, by sender and result.
     """
 
     def __init__(self, home: Path, pace: Pace | None = None) -> None:
         self.now = 0.0
         self.told: list[list[str]] = []
+        self.counts: Counter[tuple[str, str]] = Counter()
         self.secret_file = home / "secret"
         self.secret_file.write_text(SECRET + "\n")
         self.secret_file.chmod(0o600)
@@ -60,10 +63,14 @@ class Doors:
             Webhook(name=f"a-{kind}", kind=kind, registry=registry, secret_file=self.secret_file)
             for kind, registry in REGISTRIES.items()
         ]
-        router = webhook_router(
-            webhooks, lambda names: self.told.append(list(names)), pace or AT_ONCE, clock=lambda: self.now
-        )
+        router = webhook_router(webhooks, self.tell, pace or AT_ONCE, clock=lambda: self.now)
         self.client = TestClient(make_app(View, [router]), raise_server_exceptions=False)  # type: ignore[arg-type]
+
+    def tell(self, names: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
+        """Stands for the daemon."""
+        self.counts.update(counts)
+        if names:
+            self.told.append(list(names))
 
     def deliver(
         self,
@@ -276,6 +283,27 @@ def test_pushes_are_told_together(tmp_path: Path) -> None:
         assert len(doors.told) == 2
 
 
+def test_deliveries_are_counted(tmp_path: Path) -> None:
+    """By sender and result, for the daemon's metrics; numbers alone are told when some have come together."""
+    doors = Doors(tmp_path, Pace(quiet=0.02, longest=10, burst=4, rate=0.01))
+    body = OTHERS["harbor, pulled"][1], PUSHES["harbor"][1]
+    with doors.client:
+        doors.deliver("harbor", b"{}", name="nobody")
+        doors.deliver("harbor", b"{}", secret="x")
+        assert [doors.deliver("harbor", each).status_code for each in (b"{", body[0])] == [400, 202]
+        assert not doors.counts
+        doors.now += 10
+        doors.names()
+        assert sum(doors.counts.values()) == 4
+        assert [doors.deliver("harbor", body[1]).status_code for _ in range(3)] == [202, 409, 429]
+        doors.now += 0.1
+        doors.names()
+    assert doors.counts == {
+        ("unknown", "refused"): 1, ("harbor", "refused"): 1, ("harbor", "unreadable"): 1, ("harbor", "accepted"): 2,
+        ("harbor", "replayed"): 1, ("harbor", "flooded"): 1,
+    }  # fmt: skip
+
+
 def test_a_new_secret_needs_no_restart(doors: Doors) -> None:
     """Beside the old one as long as both are in the file."""
     body, new = PUSHES["quay"][1], "a-new-secret-of-ours"
@@ -290,7 +318,7 @@ def test_a_new_secret_needs_no_restart(doors: Doors) -> None:
 
 def test_without_a_daemon_a_delivery_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """And forgotten: a daemon that starts looks at everything."""
-    tell(tmp_path, ["quay.io/org/tool:1"])
+    tell(tmp_path, ["quay.io/org/tool:1"], {})
     assert "no daemon runs" in caplog.text
 
 
@@ -299,12 +327,12 @@ def test_a_daemon_that_refuses_is_told_of(tmp_path: Path, caplog: pytest.LogCapt
     server = Server(tmp_path, lambda request: request.answer({"exit_code": 2, "error": {"what": "no"}}))
     server.start()
     try:
-        tell(tmp_path, ["quay.io/org/tool:1"])
+        tell(tmp_path, ["quay.io/org/tool:1"], {})
     finally:
         server.close()
     assert "does not take what was pushed" in caplog.text
     (tmp_path / "control.sock").mkdir()
-    tell(tmp_path, ["quay.io/org/tool:1"])
+    tell(tmp_path, ["quay.io/org/tool:1"], {})
 
 
 def test_without_webhooks_there_is_no_such_address(tmp_path: Path) -> None:

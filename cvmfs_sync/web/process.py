@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,23 @@ def routers(broadcast: Broadcast | None = None) -> list[APIRouter]:
     return [html.router, live_router(broadcast), feeds.router]
 
 
-def tell(state_dir: Path, names: Sequence[str]) -> None:
-    """Have the daemon look at what was pushed; without one there is nothing to do, as it looks when it starts."""
+def tell(state_dir: Path, names: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
+    """Have the daemon look at what was pushed; without one there is nothing to do, as it looks when it starts.
+
+    Args:
+        state_dir: Where its socket is.
+        names: Of what was pushed.
+        counts: How many deliveries webhooks have got, by sender and result.
+    """
+    deliveries = [[sender, result, number] for (sender, result), number in counts.items()]
     try:
-        answer = ask(state_dir, {"check": names})
+        answer = ask(state_dir, {"check": names, "deliveries": deliveries})
     except RepositoryError as error:
         log.warning("the daemon is not told what was pushed, its schedule comes to it: %s", error)
         return
     if answer is None:
-        log.warning("no daemon runs to be told what was pushed: it looks at everything when it starts")
+        if names:
+            log.warning("no daemon runs to be told what was pushed: it looks at everything when it starts")
     elif answer.get("exit_code") != 0:
         log.error("the daemon does not take what was pushed: %s", answer.get("error"))
 
@@ -98,7 +107,7 @@ def serve_pages(config: Config, *, parent: int | None = None) -> None:
     with open_view(config) as view:
         answering = routers(broadcast)
         if config.web.webhooks:
-            answering.append(webhook_router(config.web.webhooks, lambda names: tell(config.state_dir, names)))
+            answering.append(webhook_router(config.web.webhooks, partial(tell, config.state_dir)))
         app = make_app(view, answering, url=config.web.url)
         serve(app, config.web.listen, parent=parent, ending=broadcast.close)
 

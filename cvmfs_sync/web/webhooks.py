@@ -12,8 +12,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -27,9 +29,13 @@ from cvmfs_sync.web.pace import Bucket, Gathering, Seen
 from cvmfs_sync.web.payloads import Delivery, parse
 from cvmfs_sync.web.problems import Problem, problem
 
-__all__ = ["Pace", "webhook_router"]
+__all__ = ["Pace", "Tell", "webhook_router"]
 
 log = logging.getLogger(__name__)
+_GLANCE = 0.02
+_COMPLAINT_SECONDS = 60.0
+Tell: TypeAlias = Callable[[Sequence[str], Mapping[tuple[str, str], int]], None]
+"""Passes on names, and how many deliveries there were by sender and result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ class _Door:
 
 def webhook_router(
     webhooks: Sequence[Webhook],
-    tell: Callable[[Sequence[str]], None],
+    tell: Tell,
     pace: Pace = Pace(),
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -80,7 +86,7 @@ def webhook_router(
 
     Args:
         webhooks: At least one, each with a name of its own.
-        tell: Passes names on, in a thread; deals with its own errors.
+        tell: Called in a thread; deals with its own errors.
         pace: How much is taken.
         clock: Seconds that never go back.
     """
@@ -99,7 +105,7 @@ class _Receiver:
     def __init__(
         self,
         webhooks: Sequence[Webhook],
-        tell: Callable[[Sequence[str]], None],
+        tell: Tell,
         pace: Pace,
         clock: Callable[[], float],
     ) -> None:
@@ -111,6 +117,8 @@ class _Receiver:
         self._clock = clock
         self._bodies = asyncio.Semaphore(pace.bodies)
         self._gathering = Gathering(pace.quiet, pace.longest, pace.most)
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counting_since = 0.0
         self._sender: asyncio.Task[None] | None = None
         self._refused = 0
         self._complained = float("-inf")
@@ -125,10 +133,11 @@ class _Receiver:
         door = self._doors.get(name)
         shown = Presented(dict(request.headers), request.query_params.get("secret", ""), body, time.time())
         if not await run_in_threadpool((door or self._any).caller.admits, shown) or door is None:
-            self._note_refused()
+            self._note_refused(door)
             raise Problem(403, "no webhook takes this")
         wait = door.bucket.take(self._clock())
         if wait:
+            self._count(door.webhook.kind, "flooded")
             answer = problem(429, "too many deliveries")
             answer.headers["Retry-After"] = str(math.ceil(wait))
             return answer
@@ -138,11 +147,13 @@ class _Receiver:
         webhook = door.webhook
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
+            self._count(webhook.kind, "unreadable")
             raise Problem(415, "a delivery is JSON")
         try:
             delivery = await run_in_threadpool(parse, webhook.kind, webhook.registry, body)
         except InvalidManifest as error:
             log.warning("webhook %s: a delivery cannot be read: %s", webhook.name, error)
+            self._count(webhook.kind, "unreadable")
             raise Problem(400, "this cannot be read") from None
         return self._accept(door, delivery, len(body))
 
@@ -156,19 +167,36 @@ class _Receiver:
             "webhook=%s kind=%s bytes=%d pushes=%d replayed=%d skipped=%d dropped=%d",
             door.webhook.name, door.webhook.kind, size, len(pushes), replayed, delivery.skipped, dropped,
         )  # fmt: skip
-        if replayed and not fresh and not delivery.repeats:
+        again = bool(replayed) and not fresh
+        self._count(door.webhook.kind, "replayed" if again else "accepted")
+        if again and not delivery.repeats:
             raise Problem(409, "this has been delivered before")
-        if len(self._gathering) and (self._sender is None or self._sender.done()):
-            self._sender = asyncio.create_task(self._send())
         return JSONResponse({"status": "accepted"}, 202)
 
     async def _send(self) -> None:
         """Tell the daemon what has been gathered, when it is time to."""
-        while (wait := self._gathering.wait(self._clock())) is not None:
+        while (wait := self._wait()) is not None:
             if wait:
-                await asyncio.sleep(wait)
-            else:
-                await run_in_threadpool(self._tell, [str(push) for push in self._gathering.take()])
+                # Not longer: what is pushed meanwhile may be due before what is waited for.
+                await asyncio.sleep(min(wait, max(self._pace.quiet, _GLANCE)))
+                continue
+            counts, self._counts = self._counts, Counter()
+            await run_in_threadpool(self._tell, [str(push) for push in self._gathering.take()], counts)
+
+    def _wait(self) -> float | None:
+        """Seconds until the daemon is told; None if there is nothing to tell. Numbers alone are in no hurry."""
+        wait = self._gathering.wait(self._clock())
+        if wait is None and self._counts:
+            return max(0.0, self._counting_since + self._pace.longest - self._clock())
+        return wait
+
+    def _count(self, sender: str, result: str) -> None:
+        """Note what became of a delivery, and see that the daemon is told."""
+        if not self._counts:
+            self._counting_since = self._clock()
+        self._counts[sender, result] += 1
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send())
 
     async def _body(self, request: Request) -> bytes:
         """What was sent; read before anything else is looked at, so that every refusal costs the same.
@@ -186,11 +214,12 @@ class _Receiver:
             except ClientDisconnect:
                 raise Problem(413, "the delivery is too large") from None
 
-    def _note_refused(self) -> None:
+    def _note_refused(self, door: _Door | None) -> None:
         """Say so in the log, but not for each of thousands."""
+        self._count(door.webhook.kind if door is not None else "unknown", "refused")
         self._refused += 1
         now = self._clock()
-        if now - self._complained >= 60:
+        if now - self._complained >= _COMPLAINT_SECONDS:
             log.warning("deliveries to webhooks were refused for their secret or name: %d", self._refused)
             self._refused, self._complained = 0, now
 
