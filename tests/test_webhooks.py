@@ -150,10 +150,10 @@ def test_a_wrong_secret_and_a_wrong_name_get_the_same_answer(
     ]  # fmt: skip
     assert {str(seen(each)) for each in others} == {str(seen(wrong))}
     assert doors.names() == []
-    assert caplog.text.count("were refused for their secret or name") == 1
+    assert caplog.text.count("deliveries were refused") == 1
     doors.now += 60
     doors.deliver(kind, body, secret="x")
-    assert "were refused for their secret or name: 7" in caplog.text
+    assert f"there is no such webhook: (none)=3 a-{kind}=4" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,6 +302,25 @@ def test_deliveries_are_counted(tmp_path: Path) -> None:
         ("unknown", "refused"): 1, ("harbor", "refused"): 1, ("harbor", "unreadable"): 1, ("harbor", "accepted"): 2,
         ("harbor", "replayed"): 1, ("harbor", "flooded"): 1,
     }  # fmt: skip
+
+
+def test_a_secret_opens_its_own_webhook_only(tmp_path: Path) -> None:
+    """Who may speak for one registry may not for another."""
+    webhooks = []
+    for name in ("one", "two"):
+        path = tmp_path / name
+        path.write_text(f"the secret of {name}\n")
+        path.chmod(0o600)
+        webhooks.append(Webhook(name=name, kind="quay", registry=f"{name}.example.org", secret_file=path))
+    with TestClient(make_app(View, [webhook_router(webhooks, lambda *_: None)])) as client:  # type: ignore[arg-type]
+        for name, secret, status in (
+            ("one", "one", 202),
+            ("one", "two", 403),
+            ("two", "one", 403),
+            ("two", "two", 202),
+        ):
+            answer = client.post(f"/webhooks/{name}", params={"secret": f"the secret of {secret}"}, json={})
+            assert answer.status_code == status
 
 
 def test_a_new_secret_needs_no_restart(doors: Doors) -> None:

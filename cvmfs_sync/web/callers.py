@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 import stat
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ class SecretFile:
 
     def _read(self) -> tuple[bytes, ...]:
         with self.path.open("rb") as file:
-            if stat.S_IMODE(self.path.stat().st_mode) & stat.S_IRWXO:
+            if os.fstat(file.fileno()).st_mode & stat.S_IRWXO:
                 raise ValueError("everybody may read or change it; 'chmod o= ' it")
             content = file.read(_LARGEST_FILE + 1)
         found = tuple(line.strip() for line in content.splitlines() if line.strip())

@@ -120,7 +120,7 @@ class _Receiver:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._counting_since = 0.0
         self._sender: asyncio.Task[None] | None = None
-        self._refused = 0
+        self._refused: Counter[str] = Counter()
         self._complained = float("-inf")
 
     async def receive(self, name: str, request: Request) -> Response:
@@ -217,11 +217,13 @@ class _Receiver:
     def _note_refused(self, door: _Door | None) -> None:
         """Say so in the log, but not for each of thousands."""
         self._count(door.webhook.kind if door is not None else "unknown", "refused")
-        self._refused += 1
+        self._refused[door.webhook.name if door is not None else "(none)"] += 1
         now = self._clock()
         if now - self._complained >= _COMPLAINT_SECONDS:
-            log.warning("deliveries to webhooks were refused for their secret or name: %d", self._refused)
-            self._refused, self._complained = 0, now
+            told = " ".join(f"{name}={number}" for name, number in sorted(self._refused.items()))
+            log.warning("deliveries were refused, for their secret or as there is no such webhook: %s", told)
+            self._refused.clear()
+            self._complained = now
 
     @staticmethod
     def _door(webhook: Webhook, pace: Pace) -> _Door:
