@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support import file, layer, require
 from tests.support.commands import cli_command, stop
 from tests.support.registry import free_port
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -108,14 +108,6 @@ def _process(*command: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes
             stop(process, 60)
 
 
-def _wait(condition: Callable[[], bool], *logs: Path) -> None:
-    for _ in range(900):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("\n".join(log.read_text()[-3000:] for log in logs))
-
-
 class _Prometheus:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/api/v1"
@@ -173,6 +165,10 @@ def _scrape_through_cycles(tmp_path: Path, registry: ScriptableRegistry, ours: i
         f"  static_configs: [{{targets: ['127.0.0.1:{ours}']}}]\n"
     )
     logs = (tmp_path / "daemon.log", tmp_path / "prometheus.log")
+
+    def said() -> str:
+        return "\n".join(log.read_text()[-3000:] for log in logs)
+
     prometheus = _Prometheus(theirs)
     with (
         _process(*cli_command("run", "--config", tmp_path / "cvmfs-sync.yaml"), log=logs[0]),
@@ -181,16 +177,16 @@ def _scrape_through_cycles(tmp_path: Path, registry: ScriptableRegistry, ours: i
             f"--web.listen-address=127.0.0.1:{theirs}", log=logs[1],
         ),
     ):  # fmt: skip
-        _wait(lambda: prometheus.value("cvmfs_sync_published_images_total") == 1, *logs)
+        wait_until(lambda: prometheus.value("cvmfs_sync_published_images_total") == 1, said)
         first = prometheus.value("cvmfs_sync_publish_written_bytes_sum")
         assert first is not None
         assert first >= 6000
-        _wait(lambda: prometheus.value('cvmfs_sync_images{result="unchanged"}') == 1, *logs)
+        wait_until(lambda: prometheus.value('cvmfs_sync_images{result="unchanged"}') == 1, said)
         # So small a tree is written whole, for which all layers are needed.
         size += _push(registry, b"3")
-        _wait(lambda: prometheus.value("cvmfs_sync_published_images_total") == 2, *logs)
+        wait_until(lambda: prometheus.value("cvmfs_sync_published_images_total") == 2, said)
         # The next cycle has ended, so all is counted.
-        _wait(lambda: prometheus.value('cvmfs_sync_images{result="unchanged"}') == 1, *logs)
+        wait_until(lambda: prometheus.value('cvmfs_sync_images{result="unchanged"}') == 1, said)
         assert prometheus.value('up{job="cvmfs-sync"}') == 1
         assert prometheus.value("cvmfs_sync_update_delay_seconds_count") == 2
         assert prometheus.value("sum(cvmfs_sync_published_trees_total)") == 2
@@ -211,7 +207,7 @@ def _scrape_through_cycles(tmp_path: Path, registry: ScriptableRegistry, ours: i
         assert prometheus.value('cvmfs_sync_images{result="failed"}') == 1
         assert prometheus.value("cvmfs_sync_list_valid") == 1
         assert prometheus.value("cvmfs_sync_waiting_images") == 0
-        _wait(lambda: (prometheus.value('cvmfs_sync_gc_runs_total{result="ok"}') or 0) > 0, *logs)
+        wait_until(lambda: (prometheus.value('cvmfs_sync_gc_runs_total{result="ok"}') or 0) > 0, said)
         assert (prometheus.value("cvmfs_sync_state_bytes") or 0) > 0
         for query in _queries():
             asked = query.replace("$instance", ".*").replace("$__rate_interval", "1m")

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import pytest
 from tests import support
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support.site import Site
+from tests.support.waiting import wait_until
 
 COMMANDS = {
     "check": {"--changed-since", "--config", "--format", "--json", "--online"},
@@ -349,9 +349,7 @@ def test_an_interrupted_sync_leaves_nothing_open(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr
     spool = fake_cvmfs.spool / "is_publishing.lock"
-    deadline = time.monotonic() + 60
-    while not (fake_cvmfs.in_transaction and spool.exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: fake_cvmfs.in_transaction and spool.exists())
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error

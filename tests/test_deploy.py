@@ -12,8 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from tests.support import (
     write_layout,
 )
 from tests.support.debian import python_rootfs
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -51,14 +50,6 @@ def settings(unit: Path) -> dict[str, list[str]]:
     for name, value in re.findall(r"(?m)^(\w+)=(.*)$", unit.read_text()):
         found.setdefault(name, []).append(value)
     return found
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*")), ids=lambda path: path.name)
@@ -142,7 +133,7 @@ def test_exec_start_runs(unit: Path, tmp_path: Path) -> None:
         assert link.exists()
         return
     with subprocess.Popen(cli_command(*arguments), stderr=subprocess.DEVNULL) as process:
-        wait_until(link.exists, "the daemon publishes nothing")
+        wait_until(link.exists, lambda: "the daemon publishes nothing")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 FAKE = Path(__file__).parent / "fakes" / "cvmfs_server"
 NAME = "test.example.org"
 
@@ -63,11 +65,10 @@ class Server:
         self.cleanup += [process.communicate, process.kill]
         return process
 
-    def publish_slowly(self, seconds: float = 20, command: str = "publish") -> subprocess.Popen[str]:
-        """Start a publication that stops under its lock; return when it is there."""
-        process = self.start(command, FAKE_CVMFS_SLEEP=f"{command}:locked:{seconds}")
-        while not (self.spool / "is_publishing.lock").exists() or self.mounted_as != "ro":
-            time.sleep(0.01)
+    def publish_slowly(self, until: Path | float = 20, command: str = "publish") -> subprocess.Popen[str]:
+        """Start a publication that stops under its lock, for so long or until a file is there; return when it does."""
+        process = self.start(command, FAKE_CVMFS_SLEEP=f"{command}:locked:{until}")
+        wait_until(lambda: (self.spool / "is_publishing.lock").exists() and self.mounted_as == "ro")
         return process
 
     def hold(self, name: str, mode: str) -> None:
@@ -711,8 +712,7 @@ def test_terminated_ingest_is_aborted(server: Server) -> None:
     """SIGTERM during ingest leaves no transaction."""
     add(server, "d/a")
     process = server.start("ingest", "-d", "d", FAKE_CVMFS_SLEEP="ingest:hashing:20")
-    while not (server.spool / "is_publishing.lock").exists() or (server.union / "d").exists():
-        time.sleep(0.01)
+    wait_until(lambda: (server.spool / "is_publishing.lock").exists() and not (server.union / "d").exists())
     process.terminate()
     assert process.wait(10) == 1
     assert not server.in_transaction
@@ -722,9 +722,11 @@ def test_terminated_ingest_is_aborted(server: Server) -> None:
 def test_a_live_publish_is_not_disturbed_by_an_abort(server: Server) -> None:
     """The abort is refused and the publish goes on and succeeds."""
     open_with(server, "new")
-    process = server.publish_slowly(0.5)
+    go_on = server.root / "go-on"
+    process = server.publish_slowly(go_on)
     assert server.run("abort", "-f").returncode == 22
-    assert process.wait(10) == 0
+    go_on.touch()
+    assert process.wait(60) == 0
     assert (server.rdonly / "new").exists()
 
 
@@ -743,9 +745,7 @@ def test_kill_the_parent_only(server: Server) -> None:
     env["FAKE_CVMFS_KILL"] = "parent@publish:signed"
     caller = subprocess.run([sys.executable, "-c", code, sys.executable, FAKE, "publish", NAME], env=env, check=False)
     assert caller.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while server.in_transaction and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: not server.in_transaction)
     assert (server.rdonly / "new").exists()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from cvmfs_sync.hooks import Hooks
 from cvmfs_sync.render import report_document
 from cvmfs_sync.serving import Daemon
 from tests.support import Image, file, layer, run_cli, write_layout
+from tests.support.waiting import wait_until
 
 SECRET = "s3cret"
 
@@ -33,14 +33,6 @@ def _script(path: Path, *lines: str) -> str:
     path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
     path.chmod(0o755)
     return str(path)
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("never happened")
 
 
 class _Web:
@@ -108,7 +100,7 @@ def test_a_url_gets_headers_of_a_file(tmp_path: Path, web: _Web) -> None:
     (tmp_path / "headers").write_text(f"Authorization: Bearer {SECRET}\n\nX-Other:1\n")
     hooks = Hooks(_hooks(tmp_path, {"on": ["failed"], "url": web.url, "header_file": "headers"}))
     hooks.tell({"event": "failed", "id": 1})
-    _wait(lambda: hooks.counts["ok"] == 1)
+    wait_until(lambda: hooks.counts["ok"] == 1)
     (tmp_path / "headers").write_text("Authorization: Bearer new\n")
     hooks.tell({"event": "failed", "id": 2})
     hooks.close(60)
@@ -127,7 +119,7 @@ def test_failures_are_logged_once_and_counted(tmp_path: Path, web: _Web, caplog:
         web.status = status
         before = hooks.counts["failed"]
         hooks.tell({"event": "failed"})
-        _wait(lambda: hooks.counts["failed"] > before)  # noqa: B023 - called at once
+        wait_until(lambda: hooks.counts["failed"] > before)  # noqa: B023 - called at once
     web.status = 200
     hooks.tell({"event": "failed"})
     hooks.close(60)
@@ -169,10 +161,10 @@ def test_a_slow_target_keeps_nobody_waiting(tmp_path: Path, web: _Web) -> None:
     slow: dict[str, object] = {"on": ["failed"], "url": web.url, "timeout": "1m"}
     hooks = Hooks(_hooks(tmp_path, slow, {"on": ["failed"], "command": [script]}), queue_size=3)
     hooks.tell({"event": "failed", "id": 0})
-    _wait(lambda: len(web.got) == 1)
+    wait_until(lambda: len(web.got) == 1)
     for number in range(1, 6):
         hooks.tell({"event": "failed", "id": number})
-        _wait(lambda: hooks.counts["ok"] == number + 1)  # noqa: B023 - called at once
+        wait_until(lambda: hooks.counts["ok"] == number + 1)  # noqa: B023 - called at once
     assert hooks.counts["dropped"] == 2
     web.go.set()
     hooks.close(60)
@@ -227,7 +219,7 @@ def test_sync_and_daemon_tell(tmp_path: Path) -> None:
         write_layout(tmp_path / "images", {"1": Image((layer(file("hello", text)),))})
         daemon.cycle()
         got = tmp_path / f"{name}.got"
-        _wait(lambda: got.exists() and got.read_text().count("\n") == 2)  # noqa: B023 - called at once
+        wait_until(lambda: got.exists() and got.read_text().count("\n") == 2)  # noqa: B023 - called at once
         assert [json.loads(line)["event"] for line in got.read_text().splitlines()] == ["moved", "published"]
         _hooks(tmp_path, {"on": ["published", "moved"], "command": [second]})
         daemon.reload()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from tests.support.commands import run_cli
 from tests.support.images import Image, file, layer, whiteout
 from tests.support.steps import Run
 from tests.support.trees import Node
+from tests.support.waiting import wait_until
 from tests.support.world import World, version
 
 Tree = dict[str, Node]
@@ -320,9 +320,7 @@ def test_a_kill_while_recovering_is_finished_by_the_next_run(worlds: list[World]
             job.run(world)
             if who == "parent":
                 # The abort goes on without us: while it drops a revision, nobody can look at that.
-                deadline = time.monotonic() + 60
-                while world.fake.in_transaction and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                wait_until(lambda: not world.fake.in_transaction)
             after_a_kill(world, job)
             job.finish(world)
         except AssertionError as error:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,18 +22,10 @@ from cvmfs_sync.state import State
 from cvmfs_sync.view.activity import Activity
 from tests.support.images import Image, file, layer, write_layout
 from tests.support.registry import free_port
+from tests.support.waiting import wait_until
 from tests.test_daemon import _running as running
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds."""
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("never happened")
 
 
 def activity_of(live: Live, backlog: Backlog, home: Path, memory: RegistryMemory | None = None) -> Activity:
@@ -112,7 +102,7 @@ def test_the_daemon_shows_pages_and_what_it_does(tmp_path: Path) -> None:
         daemon.wait_for(lambda: children(daemon.process.pid) not in ([], [child]) and bool(answer("/cycle")))
         daemon.process.kill()
         daemon.process.communicate()
-        until(lambda: not answer("/cycle"))
+        wait_until(lambda: not answer("/cycle"))
 
 
 def children(process: int) -> list[int]:
@@ -147,7 +137,7 @@ def test_a_command_is_started_again_and_again(caplog: pytest.LogCaptureFixture, 
     desk = FrontDesk([sys.executable, "-c", f"open({str(marks)!r}, 'a').write('x')"], first_pause=0.01)
     told: list[int | None] = []
     desk.open(wanted=True, told=told.append)
-    until(lambda: marks.exists() and len(marks.read_text()) >= 3)
+    wait_until(lambda: marks.exists() and len(marks.read_text()) >= 3)
     desk.close()
     assert told[-1] is None
     assert "exit code 0" in caplog.text
@@ -157,5 +147,5 @@ def test_a_command_is_started_again_and_again(caplog: pytest.LogCaptureFixture, 
     assert len(told) == count
     missing = FrontDesk(["/nowhere/at/all"], first_pause=0.01)
     missing.open(wanted=True, told=told.append)
-    until(lambda: "pages are not shown" in caplog.text)
+    wait_until(lambda: "pages are not shown" in caplog.text)
     missing.close()

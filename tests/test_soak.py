@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.images import Image
+from tests.support.steps import Run
+from tests.support.waiting import wait_until
 from tests.support.world import World, version
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "8"))
@@ -121,14 +123,13 @@ class Soak:
     def come_to_an_end(self) -> None:
         """Undisturbed, one sync and one gc finish everything and leave nothing; a child of a killed run may be left."""
         self.finish_as_operator()
-        results = []
-        for _ in range(4):
-            results = [self.world.sync(), self.world.gc()]
-            if [result.rc for result in results] == [0, 0]:
-                break
-            time.sleep(0.5)
-        else:
-            raise AssertionError(results)
+        results: list[Run] = []
+
+        def undisturbed() -> bool:
+            results[:] = [self.world.sync(), self.world.gc()]
+            return [result.rc for result in results] == [0, 0]
+
+        wait_until(undisturbed, lambda: results)
         self.world.check_finished(self.wanted)
         self.kept = set(self.wanted)
         self.meant = {tag: {image.digest} for tag, image in self.wanted.items()}

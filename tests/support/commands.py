@@ -124,7 +124,11 @@ def run_cli(
         warm = _idle.pop()
     except IndexError:
         warm = Warm()
-    ended = warm.run(args, environment, cwd=cwd, seconds=timeout)
+    try:
+        ended = warm.run(args, environment, cwd=cwd, seconds=timeout)
+    except BaseException:
+        warm.kill()
+        raise
     _idle.append(warm)
     return CliResult(ended.rc, ended.stdout, ended.stderr)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.waiting import wait_until
 
 __all__ = ["Listener", "listening"]
 
@@ -43,12 +44,14 @@ class Listener:
 
     def wait_for(self, condition: Callable[[dict[str, str]], bool], since: int = 0) -> int:
         """The number behind the first datagram, from `since` on, for which something holds."""
-        for _ in range(600):
-            for number, said in enumerate(self.listen()[since:], start=since):
-                if condition(said):
-                    return number + 1
-            time.sleep(0.1)
-        raise AssertionError(f"never said: {self.heard[since:]}")
+        found: list[int] = []
+
+        def said() -> bool:
+            found[:] = [number for number, each in enumerate(self.listen()[since:], start=since) if condition(each)]
+            return bool(found)
+
+        wait_until(said, lambda: f"never said: {self.heard[since:]}")
+        return found[0] + 1
 
 
 @contextmanager

@@ -72,6 +72,11 @@ class Warm:
         self._process.stdout.close()
         self._process.wait()
 
+    def kill(self) -> None:
+        """End it in the middle of a run."""
+        self._process.kill()
+        self.close()
+
     def run(
         self,
         arguments: Sequence[str | os.PathLike[str]],
@@ -115,6 +120,7 @@ def _child(request: Mapping[str, Any], log: int, out: int, err: int) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         time.tzset()
+        tempfile.tempdir = None  # where TMPDIR says
         sys.argv = ["cvmfs-sync", *request["arguments"]]
         if request["kill_at"] is not None:
             from tests.support import steps
