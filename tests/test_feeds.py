@@ -185,6 +185,18 @@ def test_export_writes_a_file_at_once(site: Site, tmp_path: Path) -> None:
     assert "not valid" in site.run("export", "--key", "nonsense", rc=2).stderr
 
 
+def test_no_dictionary_of_what_cannot_be_read(site: Site, tmp_path: Path) -> None:
+    """A repository that is not mounted looks empty; a dictionary of nothing would end all jobs."""
+    target = tmp_path / "images.dict"
+    target.write_text("before")
+    site.root.rename(site.home / "elsewhere")
+    try:
+        assert "cannot read" in site.run("export", "-o", str(target), rc=3).stderr
+    finally:
+        site.home.joinpath("elsewhere").rename(site.root)
+    assert target.read_text() == "before"
+
+
 def test_export_by_the_api(client: TestClient) -> None:
     """All forms, each as what it is."""
     for form, kind in (("glideinwms", "text/plain; charset=utf-8"), ("htcondor", "application/json")):

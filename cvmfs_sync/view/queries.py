@@ -44,7 +44,7 @@ from cvmfs_sync.view.documents import (
 from cvmfs_sync.view.redaction import Redaction
 from cvmfs_sync.view.shaping import configuration, meanings, number, shown
 from cvmfs_sync.view.sharing import Sharing
-from cvmfs_sync.view.snapshot import Known, Query, Snapshot, bounded, moment, take_snapshot
+from cvmfs_sync.view.snapshot import Known, Query, Snapshot, bounded, moment, take_snapshot, told
 
 __all__ = ["Origins", "Source", "View"]
 
@@ -163,7 +163,7 @@ class View:
         return Image(
             **dict(summary),
             tree=tree.path if tree else None,
-            source_digest=line.source_digest if line else None,
+            source_digest=told(line.source_digest if line else None),
             compressed_size=number(record.get("compressed_size")),
             shared_size=sum(layer.size for layer in layers if layer.images > 1) if tree else None,
             layers=layers,
@@ -176,8 +176,8 @@ class View:
             ][:_TAGS],
             meanings=meanings(events),
             list_line=wish.line if wish else None,
-            list_commit=line.list_commit if line else wish.origin.commit if wish and wish.origin else None,
-            requested_by=line.requested_by if line else wish.origin.author if wish and wish.origin else None,
+            list_commit=told(line.list_commit if line else wish.origin.commit if wish and wish.origin else None),
+            requested_by=told(line.requested_by if line else wish.origin.author if wish and wish.origin else None),
             requested_at=moment(requested if line else wish.origin.at if wish and wish.origin else None),
             waiting_since=waiting.since if waiting else None,
             events=events,

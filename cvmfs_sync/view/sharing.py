@@ -15,6 +15,7 @@ from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.inventory import all_records
 from cvmfs_sync.ports import Repository
 from cvmfs_sync.view.documents import Layer
+from cvmfs_sync.view.snapshot import bounded
 
 __all__ = ["Sharing"]
 
@@ -40,10 +41,9 @@ class Sharing:
         """The layers in an image's record, the lowest first."""
         users = self._users()
         return [
-            Layer(digest=str(layer["digest"]), size=int(layer["size"]), images=max(1, users.get(layer["digest"], 0)))
-            for layer in record.get("layers", ())[:_MOST]
-            if isinstance(layer, dict) and isinstance(layer.get("size"), int)
-        ]
+            Layer(digest=bounded(digest), size=size, images=max(1, users.get(digest, 0)))
+            for digest, size in _layers(record)
+        ][:_MOST]
 
     def _users(self) -> Mapping[str, int]:
         if self._counted is None or time.monotonic() - self._counted[0] > self._seconds:
@@ -57,5 +57,11 @@ class Sharing:
 
     def _digests(self) -> Iterator[str]:
         for each in all_records(self._repository, lenient=True):
-            layers = each.record.get("layers", ())
-            yield from {str(layer.get("digest")) for layer in layers if isinstance(layer, dict)}
+            yield from {digest for digest, _ in _layers(each.record)}
+
+
+def _layers(record: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Digest and size of each layer of which a record tells both."""
+    for layer in record.get("layers", ()):
+        if isinstance(layer, dict) and isinstance(layer.get("size"), int) and isinstance(layer.get("digest"), str):
+            yield layer["digest"], layer["size"]

@@ -287,16 +287,16 @@ def _summary(
         repository=repository_name,
         tag=name.tag,
         state=_state(wish, line, failure),
-        digest=line.digest if line else None,
+        digest=bounded(line.digest) if line else None,
         size=line.size if line else None,
         entries=line.entries if line else None,
         published_at=moment(line.published_at) if line else None,
         checked_at=known.checked.get((str(name), str(each.platform))),
         path=path,
         command=f"apptainer exec {shlex.quote(path)} sh" if line else None,
-        description=_text(wish.description if wish else line.description if line else None),
-        contact=_text(wish.contact if wish else line.contact if line else None),
-        definition=_text(wish.definition if wish else line.definition if line else None),
+        description=told(wish.description if wish else line.description if line else None),
+        contact=told(wish.contact if wish else line.contact if line else None),
+        definition=told(wish.definition if wish else line.definition if line else None),
         failure=_failing(failure, redact) if failure else None,
     )
 
@@ -330,7 +330,8 @@ def bounded(text: str) -> str:
     return text if len(text) <= _TEXT else f"{text[:_TEXT]}... ({len(text)} characters)"
 
 
-def _text(text: str | None) -> str | None:
+def told(text: str | None) -> str | None:
+    """The same of what may be missing."""
     return None if text is None else bounded(text)
 
 
