@@ -101,7 +101,7 @@ def _move(home: Path, lines: Catalogue) -> None:
     with DirectoryRepository(root).transaction("the catalogue") as transaction:
         write_catalogue(transaction, {**lines, link: moved})
     with State(home / "state") as state:
-        state.record(link, str(name), "published", str(digest), "1.0 s", at)
+        state.record(link, str(name), "published", digest, "1.0 s", at)
 
 
 def _publish_all(root: Path) -> Catalogue:
