@@ -5,8 +5,9 @@ Lists go in, the part of them that has changed and what would become of it come 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -24,46 +25,84 @@ from cvmfs_sync.state import State
 from cvmfs_sync.yamlfile import Problem
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
-__all__ = ["Online", "changed_since", "load_any", "online"]
+__all__ = ["Online", "added_lines", "changed_since", "load_any", "online"]
 
 # Entries move when others are added above them.
-_LINE_NUMBERS = re.compile(r"(?<=\bline )\d+|(?<=\blines )\d+ and \d+")
+_LINE_NUMBER = re.compile(r"(?<=\bon line )\d+")
+_LINE_NUMBERS = re.compile(rf"{_LINE_NUMBER.pattern}|(?<=\bon lines )\d+ and \d+|(?<=\bin line )\d+")
 
 
-def load_any(file: Path, today: date) -> ImageList:
+def load_any(file: Path, today: date, beside: Path | None = None) -> ImageList:
     """Read an image list, or another tool's list as `import` would, with the lines of the file.
 
     Args:
         file: One that can't be read is a problem of the list.
         today: Wishes that expired before this day get a warning.
+        beside: The file from whose directory relative paths in names start; `file` itself if None.
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        content = file.read_bytes()
     except OSError:
         return load(file, today=today)
+    base = (beside or file).absolute().parent
+    text = content.decode("utf-8-sig", errors="replace")
     if not is_foreign(text, parse_yaml(text, str(file))):
-        return load(file, today=today)
+        return parse(content, base=base, today=today, file=str(file))
     imported = convert(text, str(file))
-    wishes = parse(imported.text, base=file.parent.absolute(), today=today, file=str(file))
+    wishes = parse(imported.text, base=base, today=today, file=str(file))
 
     def original(line: int | None) -> int | None:
         return imported.origins[line] or None if line is not None and line < len(imported.origins) else line
 
-    told = [replace(problem, line=original(problem.line), where="") for problem in wishes.problems]
-    problems = sorted([*imported.problems, *told], key=lambda problem: problem.line or 0)
+    def told(problem: Problem) -> Problem:
+        message = _LINE_NUMBER.sub(lambda found: str(original(int(found[0]))), problem.message)
+        return replace(problem, line=original(problem.line), where="", message=message)
+
+    problems = sorted([*imported.problems, *map(told, wishes.problems)], key=lambda problem: problem.line or 0)
     found = tuple(replace(wish, line=original(wish.line) or 1) for wish in wishes.wishes)
     return ImageList(found, tuple(problems), wishes.blocked)
 
 
-def changed_since(new: ImageList, old: ImageList) -> ImageList:
-    """What of `new` is not in `old`: entries that were added or changed, and mistakes that were not made before."""
+def changed_since(new: ImageList, old: ImageList, added: Collection[int]) -> ImageList:
+    """What of `new` is not in `old`: entries that were added or changed, and mistakes that were not made before.
+
+    Args:
+        new: A list.
+        old: What it was before.
+        added: Lines of `new` that are not in `old`. A mistake that two lines make together is told at the one of these.
+    """
     known = {replace(wish, line=0) for wish in old.wishes}
     before = {_mistake(problem) for problem in old.problems}
     return ImageList(
         tuple(wish for wish in new.wishes if replace(wish, line=0) not in known),
-        tuple(problem for problem in new.problems if _mistake(problem) not in before),
+        tuple(_at_addition(problem, added) for problem in new.problems if _mistake(problem) not in before),
         new.blocked,
     )
+
+
+def added_lines(new: Path, old: Path) -> frozenset[int]:
+    """The numbers of a file's lines that are not in an older one."""
+    ours, theirs = (file.read_bytes().splitlines() for file in (new, old))
+    # Mostly all but a few lines are the same, and comparing takes their number squared.
+    start = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+    start = min(len(ours), len(theirs)) if start is None else start
+    end = 0
+    while end < min(len(ours), len(theirs)) - start and ours[-1 - end] == theirs[-1 - end]:
+        end += 1
+    matcher = difflib.SequenceMatcher(None, theirs[start : len(theirs) - end], ours[start : len(ours) - end])
+    return frozenset(
+        start + number + 1
+        for kind, _, _, first, last in matcher.get_opcodes()
+        if kind != "equal"
+        for number in range(first, last)
+    )
+
+
+def _at_addition(problem: Problem, added: Collection[int]) -> Problem:
+    if problem.line in added:
+        return problem
+    others = [int(number) for found in _LINE_NUMBERS.findall(problem.message) for number in found.split(" and ")]
+    return replace(problem, line=next((line for line in others if line in added), problem.line))
 
 
 def _mistake(problem: Problem) -> tuple[str, str]:
@@ -125,6 +164,6 @@ def _ask(wishes: ImageList, places: Places, settings: Config, *, told: bool, roo
 
 def _places(file: Path) -> Places:
     """Where the entries of a list stand; those of another tool's list know their lines."""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
     document = parse_yaml(text, str(file))
     return Places(str(file), {} if is_foreign(text, document) else document.lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cvmfs_sync.checking import added_lines
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support import Image, file, layer, run_cli, write_layout
 
@@ -47,6 +48,57 @@ def test_a_changed_entry_counts_as_changed_and_a_moved_one_does_not(tmp_path: Pa
     (tmp_path / "new.yaml").write_text("version: 1\nimages:\n  - image: perl:5\n    contact: c@d.org\n  - debian:12\n")
     result = run_cli("check", "--json", "--changed-since", tmp_path / "old.yaml", tmp_path / "new.yaml").ok()
     assert result.json["images"] == 1
+
+
+def test_an_old_list_elsewhere_means_the_same_paths(tmp_path: Path) -> None:
+    """A pull request's check keeps the old list in another directory; relative names mean what the new one's mean."""
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before/list.yaml").write_text("version: 1\nimages:\n  - oci:layout:1\n")
+    (tmp_path / "list.yaml").write_text("version: 1\nimages:\n  - oci:layout:2\n  - oci:layout:1\n")
+    result = run_cli("check", "--json", "--changed-since", tmp_path / "before/list.yaml", tmp_path / "list.yaml").ok()
+    assert result.json["images"] == 1
+
+
+def test_an_old_mistake_that_has_moved_is_an_old_one(tmp_path: Path) -> None:
+    """A duplicate names lines; that they have moved makes no new mistake of it."""
+    twice = "  - debian:12\n  - debian:12\n"
+    (tmp_path / "old.yaml").write_text(f"version: 1\nimages:\n{twice}")
+    (tmp_path / "new.yaml").write_text(f"version: 1\nimages:\n  - debian:13\n{twice}")
+    result = run_cli("check", "--json", "--changed-since", tmp_path / "old.yaml", tmp_path / "new.yaml").ok()
+    assert (result.json["images"], result.json["problems"]) == (1, [])
+
+
+ADDITIONS = {
+    # The old list, what a pull request makes of it, and the line that the mistake is told at.
+    "below": (["debian:12", "debian:11"], ["debian:12", "debian:11", "debian:12"], 5),
+    "above": (["debian:12", "debian:11"], ["docker.io/library/debian:11", "debian:12", "debian:11"], 3),
+    "between": (["debian:12", "debian:11"], ["debian:12", "library/debian:11", "debian:11"], 4),
+    "a filter": (["debian:12", "perl:5.1"], ["perl:5.*", "debian:12", "perl:5.1"], 3),
+    "beside a filter": (["debian:12", "perl:5.*"], ["perl:5.1", "debian:12", "perl:5.*"], 3),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "line"), ADDITIONS.values(), ids=ADDITIONS)
+def test_what_stands_twice_is_told_where_it_was_added(
+    tmp_path: Path, before: list[str], after: list[str], line: int
+) -> None:
+    """Of two lines that make a mistake together, the pull request's own one has the message."""
+    for name, images in (("old.yaml", before), ("new.yaml", after)):
+        (tmp_path / name).write_text("version: 1\nimages:\n" + "".join(f"  - {image}\n" for image in images))
+    document = run_cli("check", "--json", "--changed-since", tmp_path / "old.yaml", tmp_path / "new.yaml").json
+    assert [problem["line"] for problem in document["problems"]] == [line]
+
+
+def test_lines_that_were_added(tmp_path: Path) -> None:
+    """Numbers of lines that the old file does not have; none for the same file, or one that lost some."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for before, after, expected in (
+        ("a b c", "a b c", set()), ("a b c", "a c", set()), ("", "a b", {1, 2}), ("a b c d", "a x c y d", {2, 4}),
+        ("a a", "a a a", {3}), ("a b", "", set()),
+    ):  # fmt: skip
+        old.write_text("\n".join(before.split()))
+        new.write_text("\n".join(after.split()))
+        assert added_lines(new, old) == expected
 
 
 def test_a_missing_old_list_is_a_usage_error(tmp_path: Path) -> None:

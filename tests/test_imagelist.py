@@ -223,6 +223,8 @@ WARNINGS = {
     "no tag": ("- debian", "f:3: images.0: no tag means 'latest', which moves without notice: what runs today may not run tomorrow; name a version (debian:<version>), or pin it (debian@sha256:<digest>)"),
     "latest": ("- image: ghcr.io/a/b:latest", "f:3: images.0.image: 'latest' moves without notice: what runs today may not run tomorrow; name a version (ghcr.io/a/b:<version>), or pin it (ghcr.io/a/b@sha256:<digest>)"),
     "expired": ("- image: a:1\n  expires: 2026-12-31", "f:4: images.0.expires: the wish ended on 2026-12-31; remove the image, or set a later date"),
+    "selected by a filter, too": ("- a:1*\n- a:1.2", "f:4: images: docker.io/library/a:1.2 is selected by docker.io/library/a (1*) on line 3 as well; remove this one"),
+    "selected by a filter below": ("- {image: 'a:1.2', contact: x}\n- {image: a, tags: {semver: '1'}, contact: x}", "f:3: images: docker.io/library/a:1.2 is selected by docker.io/library/a (semver 1) on line 4 as well; remove this one"),
     "no images": ("  []", "f:2: images: asks for no image; by such a list nothing is retired"),
 }  # fmt: skip
 
@@ -250,6 +252,24 @@ def test_warnings(entries: str, message: str) -> None:
 def test_no_warning(entry: str) -> None:
     """What is pinned, or has no registry that could move it, gives no warning."""
     assert parse(f"{entry}\n", today=date(2027, 1, 1)).problems == ()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        "- a:2*\n- a:1.2",
+        "- b:1*\n- a:1.2",
+        "- {image: 'a:1*', keep: 3}\n- a:1.2",
+        f"- a:1*\n- a:1.2@{DIGEST}",
+        "- a:1*\n- {image: 'a:1.2', description: why}",
+        "- a:1*\n- {image: 'a:1.2', platforms: [linux/arm64]}",
+        "- {image: 'a:1*', expires: 2030-01-01}\n- a:1.2",
+        "- a:1*\n- {image: a, tags: ['1.2*']}",
+    ],
+)
+def test_entries_that_only_seem_to_overlap(entries: str) -> None:
+    """What a filter does not select for sure, or with all that the entry says, stands there on purpose."""
+    assert parse(f"{entries}\n", today=date(2027, 1, 1)).problems == ()
 
 
 def test_expiry_is_the_last_day() -> None:

@@ -63,7 +63,8 @@ def _check(
     today = now().date()
     wishes = checking.load_any(image_list, today)
     if changed_since is not None:
-        wishes = checking.changed_since(wishes, checking.load_any(changed_since, today))
+        old = checking.load_any(changed_since, today, image_list)
+        wishes = checking.changed_since(wishes, old, checking.added_lines(image_list, changed_since))
     asked = checking.online(wishes, image_list, config) if online else None
     if json_output or output is Format.JSON:
         print_json(check_document(wishes, asked))
@@ -83,7 +84,7 @@ def _import(
     from cvmfs_sync.importers import convert
 
     _require_file(file)
-    imported = convert(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    imported = convert(file.read_text(encoding="utf-8-sig", errors="replace"), str(file))
     sys.stdout.write(imported.text)
     for problem in imported.problems:
         sys.stderr.write(f"{problem}\n")

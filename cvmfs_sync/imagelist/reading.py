@@ -80,6 +80,7 @@ class _Reader:
         for index, entry in enumerate(images if isinstance(images, list) else []):
             self._entry(entry, ("images", index))
         self._duplicates()
+        self._overlaps()
         blocked: tuple[Blocked, ...] = ()
         if isinstance(data, dict) and data.get("blocked") is not None:
             blocked, problems = read_blocked(data["blocked"], lines, self.file, self.base)
@@ -211,6 +212,25 @@ class _Reader:
                 message = f"{wish} stands twice, on lines {first.line} and {wish.line}; remove one"
                 self.problems.append(Problem(self.file, wish.line, "images", message))
 
+    def _overlaps(self) -> None:
+        """Tell of images that a filter selects as well, if their own entries say nothing that the filter's does not.
+
+        One that a filter's `keep` may leave out, or that has a description of its own, stands there on purpose.
+        """
+        filters: dict[ImageName, list[Wish]] = {}
+        for wish in self.wishes:
+            if wish.tags is not None and wish.keep is None:
+                filters.setdefault(wish.name, []).append(wish)
+        for wish in self.wishes:
+            tag = getattr(wish.name, "tag", None)
+            if wish.tags is not None or not isinstance(tag, str) or getattr(wish.name, "digest", None):
+                continue
+            for other in filters.get(without_tag(wish.name), ()):
+                if other.tags is not None and other.tags.matches(tag) and _says_no_more(wish, other):
+                    message = f"{wish} is selected by {other} on line {other.line} as well; remove this one"
+                    self.problems.append(Problem(self.file, wish.line, "images", message, "warning"))
+                    break
+
     def _blocked_wishes(self, blocked: tuple[Blocked, ...]) -> None:
         """Tell whoever asks for what is blocked by its name."""
         for wish in self.wishes:
@@ -242,3 +262,10 @@ def _split(text: str) -> tuple[str, str | None, bool]:
     if not colon or "/" in tag or len(head) < len(kind):
         return bare, None, bool(at)
     return head, tag, bool(at)
+
+
+def _says_no_more(wish: Wish, other: Wish) -> bool:
+    """Whether all that an entry says holds by another one, too."""
+    texts = ((wish.description, other.description), (wish.contact, other.contact), (wish.definition, other.definition))
+    longer = other.expires is None or (wish.expires is not None and wish.expires <= other.expires)
+    return longer and set(wish.platforms) <= set(other.platforms) and all(one in (None, two) for one, two in texts)

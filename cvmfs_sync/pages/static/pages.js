@@ -76,8 +76,7 @@
       const field = (name) => live.querySelector(`[data-field="${name}"]`);
       if (progress && field("amount")) {
         field("what").textContent = progress.what;
-        const [done, total] = [progress.done, progress.total].map(progress.unit === "bytes" ? size : (number) => number.toLocaleString("en"));
-        field("amount").textContent = done + (progress.total ? ` of ${total}` : "") + (progress.unit === "bytes" ? "" : ` ${progress.unit}`);
+        field("amount").textContent = size(progress.done) + (progress.total ? ` of ${size(progress.total)}` : "");
         const bar = live.querySelector("progress");
         if (progress.total) { bar.max = progress.total; bar.value = Math.min(progress.done, progress.total); }
         else bar.removeAttribute("value");
