@@ -17,7 +17,8 @@ from cvmfs_sync.context import Context
 from cvmfs_sync.cycle import note_orphans
 from cvmfs_sync.errors import RepositoryError
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.retire import Inventory, Retirement, RetirePlan, carry_out, forget_lines, retirement
+from cvmfs_sync.remover import carry_out, forget_lines
+from cvmfs_sync.retire import Inventory, Retirement, RetirePlan, retirement
 from cvmfs_sync.state import Orphan
 from cvmfs_sync.survey import survey
 from cvmfs_sync.treeindex import tree_id

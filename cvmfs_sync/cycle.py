@@ -17,7 +17,8 @@ from cvmfs_sync.imagelist import ImageList
 from cvmfs_sync.outcome import CycleReport, Gap
 from cvmfs_sync.plan import plan
 from cvmfs_sync.reference import ImageName
-from cvmfs_sync.retire import Inventory, Orphans, Retirement, carry_out, orphans, take_inventory, takedown
+from cvmfs_sync.remover import carry_out
+from cvmfs_sync.retire import Inventory, Orphans, Retirement, orphans, take_inventory, takedown
 from cvmfs_sync.survey import Survey
 from cvmfs_sync.treeindex import tree_id
 

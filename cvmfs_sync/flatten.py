@@ -24,8 +24,9 @@ from cvmfs_sync.compression import read_layer
 from cvmfs_sync.errors import LimitExceeded
 from cvmfs_sync.ports import Progress, Silent
 from cvmfs_sync.reference import Digest
+from cvmfs_sync.shadow import Certainty, Shadow
 from cvmfs_sync.tar import Entry, Kind, Limits, Reader
-from cvmfs_sync.tree import OPAQUE, WHITEOUT, Inode, Tree, merge, printable, split
+from cvmfs_sync.tree import WHITEOUT, Inode, Tree, merge, printable
 
 __all__ = ["Arrangement", "Budget", "Layer", "Placement", "Sink", "flatten", "layers_ahead", "no_garbage_collection"]
 
@@ -145,13 +146,13 @@ def _flatten(
     layers: Sequence[Layer], sink: Sink, limits: Limits, transform: Transform | None, progress: Progress
 ) -> Tree:
     budget = Budget(limits)
-    shadow = _Shadow()
+    shadow = Shadow()
     indexes: list[list[Entry]] = [[] for _ in layers]
     placed = [bytearray() for _ in layers]
     clear = sink.placement is not Placement.NEVER
     with closing(layers_ahead(layers, range(len(layers) - 1, -1, -1), limits)) as opened:
         for number, chunks in opened:
-            certainty = None if sink.placement is Placement.ANYTIME else _Certainty(bottom=number == 0, clear=clear)
+            certainty = None if sink.placement is Placement.ANYTIME else Certainty(bottom=number == 0, clear=clear)
             _stream(layers[number], chunks, number, indexes[number], placed[number], sink, shadow, certainty, budget)
             if certainty is not None:
                 clear = clear and certainty.whiteouts_hold
@@ -194,8 +195,8 @@ def _stream(
     index: list[Entry],
     placed: bytearray,
     sink: Sink,
-    shadow: _Shadow,
-    certainty: _Certainty | None,
+    shadow: Shadow,
+    certainty: Certainty | None,
     budget: Budget,
 ) -> None:
     """Read one layer: every entry into its index, every visible file into the sink."""
@@ -302,106 +303,3 @@ def _exceeded(name: str, found: int, limit: int, layer: Layer) -> LimitExceeded:
         expected=f"at most {limit}",
         todo=f"make the image smaller, or raise limits.{name} in the configuration",
     )
-
-
-_FILE, _GONE, _OPAQUE, _DIRECTORY = 1, 2, 4, 8
-
-
-class _Shadow:
-    """What the layers above hide, told from paths as they are written in the archives.
-
-    A hint that saves writing: symbolic links among the parents can make it wrong, and `_arrange` mends that.
-    """
-
-    def __init__(self) -> None:
-        self._covers: dict[bytes, int] = {}
-        self._hidden: dict[bytes, bool] = {}
-
-    def add(self, index: Sequence[Entry]) -> None:
-        covers = self._covers
-        for entry in index:
-            path = entry.path
-            if WHITEOUT in path:
-                parent, name = split(path)
-                if name == OPAQUE:
-                    covers[parent] = covers.get(parent, 0) | _OPAQUE
-                    continue
-                if name.startswith(WHITEOUT):
-                    victim = name[len(WHITEOUT) :]
-                    path = parent + b"/" + victim if parent else victim
-                    covers[path] = covers.get(path, 0) | _GONE
-                    continue
-            covers[path] = covers.get(path, 0) | (_DIRECTORY if entry.kind is Kind.DIRECTORY else _FILE)
-        self._hidden.clear()
-
-    def hides(self, path: bytes) -> bool:
-        """Whether a regular file at `path` of a layer below is hidden."""
-        if path in self._covers and self._covers[path] & (_FILE | _GONE | _DIRECTORY):
-            return True
-        parent = path.rpartition(b"/")[0]
-        hidden = self._hidden.get(parent)
-        return self._hides_below(parent) if hidden is None else hidden
-
-    def _hides_below(self, directory: bytes) -> bool:
-        """Whether all that layers below put into `directory` is hidden. Iterative: paths can be deep."""
-        path, result = directory, False
-        pending = []
-        while True:
-            known = self._hidden.get(path)
-            if known is not None:
-                result = known
-                break
-            pending.append(path)
-            if self._covers.get(path, 0) & (_FILE | _GONE | _OPAQUE if path else _OPAQUE):
-                result = True
-                break
-            if not path:
-                break
-            path = path.rpartition(b"/")[0]
-        for path in pending:
-            self._hidden[path] = result
-        return result
-
-
-class _Certainty:
-    """Whether a path of the layer being read lands just there: its parents are known to be directories by now.
-
-    The bottom layer has nothing below it, so a parent that it does not name can be no symbolic link. A whiteout behind
-    a link could hide any path of the layers below, so nothing is certain below one that may stand there.
-
-    Attributes:
-        whiteouts_hold: Whether all whiteouts so far stand at their own path.
-    """
-
-    def __init__(self, *, bottom: bool, clear: bool) -> None:
-        self._kinds: dict[bytes, bool] = {b"": True}
-        self._bottom = bottom
-        self._clear = clear
-        self.whiteouts_hold = True
-        self._known: dict[bytes, bool] = {}
-
-    def note(self, entry: Entry) -> None:
-        directory = entry.kind is Kind.DIRECTORY
-        if self._kinds.get(entry.path) is not directory:
-            self._kinds[entry.path] = directory
-            self._known.clear()
-
-    def note_whiteout(self, path: bytes) -> None:
-        if not self._directory(path.rpartition(b"/")[0]):
-            self.whiteouts_hold = False
-
-    def holds(self, path: bytes) -> bool:
-        if not self._clear:
-            return False
-        parent = path.rpartition(b"/")[0]
-        known = self._known.get(parent)
-        if known is None:
-            known = self._known[parent] = self._directory(parent)
-        return known
-
-    def _directory(self, path: bytes) -> bool:
-        while path:
-            if not self._kinds.get(path, self._bottom):
-                return False
-            path = path.rpartition(b"/")[0]
-        return True

@@ -686,7 +686,8 @@ def test_what_changes_between_plan_and_removal_stays(plain: Site, registry: Scri
     plain.wish(c)
     with clock.context() as context:
         from cvmfs_sync.cycle import note_orphans
-        from cvmfs_sync.retire import carry_out, retirement
+        from cvmfs_sync.remover import carry_out
+        from cvmfs_sync.retire import retirement
         from cvmfs_sync.survey import survey
 
         wishes = read(load_config(plain.config))

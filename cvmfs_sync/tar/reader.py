@@ -12,6 +12,15 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from cvmfs_sync.errors import InvalidImage, LimitExceeded
+from cvmfs_sync.tar.dialects import (
+    NO_MAGIC,
+    check_gnu_times,
+    device_number,
+    directory_by_slash,
+    long_text,
+    pax_size,
+    prefixed,
+)
 from cvmfs_sync.tar.entry import NO_XATTRS, Entry, Kind, Limits
 from cvmfs_sync.tar.fields import (
     Checksums,
@@ -21,7 +30,6 @@ from cvmfs_sync.tar.fields import (
     PathRule,
     TooLarge,
     checksum_holds,
-    number,
     show,
     text,
 )
@@ -35,14 +43,11 @@ __all__ = ["Reader"]
 _HEADER = struct.Struct("100s24s12s12s8sc100s8s64x16s155s12x")
 _USTAR = b"ustar\0"
 _GNU = b"ustar  \0"
-_NO_MAGIC = bytes(8)
 _NO_PREFIX = bytes(155)
 _ZEROS = bytes(BLOCK)
 _NO_DEVICE = (0, 0)
 _DEFAULT_LIMITS = Limits()
 _NANOSECONDS = 10**9
-_OCTAL_MAXIMUM = 8**11 - 1  # what a size field holds with its terminator
-_STAR_PREFIX = 131
 _EARLIEST, _LATEST = -(2**63), 2**63 - 1
 _FILE, _HARDLINK, _SYMLINK = Kind.FILE, Kind.HARDLINK, Kind.SYMLINK
 _DIRECTORY, _FIFO = Kind.DIRECTORY, Kind.FIFO
@@ -204,11 +209,11 @@ class Reader:
 
         if magic[:6] == _USTAR:
             if prefix[0]:
-                self._name = name = _prefixed(name, prefix, block)
+                self._name = name = prefixed(name, prefix, block)
         elif magic == _GNU:
             if prefix != _NO_PREFIX:
-                _check_gnu_times(prefix)
-        elif magic != _NO_MAGIC or prefix[0]:
+                check_gnu_times(prefix)
+        elif magic != NO_MAGIC or prefix[0]:
             # Readers differ on what else makes a ustar header, and Python's reads a prefix in any.
             raise Malformed("a header of an unknown format", found=repr(magic), expected="v7, ustar or GNU")
         mode, uid, gid = self._owners[raw_owner]
@@ -233,7 +238,7 @@ class Reader:
                     if flag == b"S":
                         # Stored or real: Python's tarfile takes it for the real size, which the map has, too.
                         raise Malformed("a size in a pax header before an old GNU sparse file", found=str(pax.size))
-                    size = _pax_size(pax.size, size, raw_size)
+                    size = pax_size(pax.size, size, raw_size)
                 xattrs = pax.xattrs or NO_XATTRS
                 sparse_keys = pax.sparse
             self._name = name
@@ -249,7 +254,7 @@ class Reader:
         stored = 0
         if kind is _FILE:
             if name[-1:] == b"/":
-                kind = _directory_by_slash(flag, size, raw_name)
+                kind = directory_by_slash(flag, size, raw_name)
             else:
                 stored = size
         elif kind is not _DIRECTORY:
@@ -263,7 +268,7 @@ class Reader:
             elif kind is _HARDLINK:
                 link = self._hardlink_target(raw_link)
             elif kind is not _FIFO:
-                device = _device(devices, magic)
+                device = device_number(devices, magic)
         if not path and kind is not _DIRECTORY:
             raise Malformed("the root is not a directory", found=kind.name.lower(), expected="a directory")
 
@@ -297,9 +302,9 @@ class Reader:
                 if pax.linkpath is not None:
                     extensions.set_link(pax.linkpath)
             case b"L":
-                extensions.set_name(_long_text(self._body(size)))
+                extensions.set_name(long_text(self._body(size)))
             case b"K":
-                extensions.set_link(_long_text(self._body(size)))
+                extensions.set_link(long_text(self._body(size)))
             case _:
                 kind = _REFUSED.get(flag, "unknown type")
                 raise Malformed(
@@ -383,66 +388,3 @@ class Reader:
             expected=problem.expected,
             todo="have the image rebuilt with a current tool",
         ) from problem
-
-
-def _prefixed(name: bytes, prefix: bytes, block: bytes) -> bytes:
-    """A ustar name with its prefix."""
-    start = text(prefix)
-    if len(start) > _STAR_PREFIX and block[-4:] == b"tar\0":
-        raise Malformed("a prefix that may be star's or ustar's", expected="no 'tar' at the end of a ustar header")
-    return start + b"/" + name
-
-
-def _check_gnu_times(prefix: bytes) -> None:
-    """Old GNU headers have times where ustar has the prefix; Go takes what is no number for a prefix."""
-    try:
-        for raw in (prefix[:12], prefix[12:24]):
-            number(raw)
-    except Malformed:
-        raise Malformed(
-            "a GNU header with a prefix",
-            found=show(text(prefix)),
-            expected="access and change time, or zeros",
-        ) from None
-
-
-def _pax_size(pax: int, plain: int, raw: bytes) -> int:
-    """The size that a pax header gives, where the plain header does not contradict (CVE-2025-62518).
-
-    Writers give a pax size for what the octal field cannot hold, and put anything there. Where it could, both
-    must agree.
-    """
-    if pax != plain and (pax <= _OCTAL_MAXIMUM or raw[0] & 0x80):
-        raise Malformed("pax and plain header give different sizes", found=f"{pax} and {plain}", expected="one size")
-    return pax
-
-
-def _directory_by_slash(flag: bytes, size: int, raw_name: bytes) -> Kind:
-    """v7 had no type for directories but a slash. GNU tar extends that to type '0', Go does not.
-
-    Neither looks where the slash is from. Python's tarfile does not count the one between prefix and name.
-    """
-    if flag != b"\0" or size or not raw_name[0]:
-        raise Malformed(
-            "a file whose name ends in '/'",
-            found=f"type {flag!r}, size {size}, name {show(text(raw_name))}",
-            expected="type '5' for a directory",
-        )
-    return Kind.DIRECTORY
-
-
-def _device(raw: bytes, magic: bytes) -> tuple[int, int]:
-    if magic == _NO_MAGIC:
-        raise Malformed("a device in a v7 header", expected="ustar or GNU, which have fields for its number")
-    major, minor = number(raw[:8]), number(raw[8:])
-    if not (0 <= major < 2**32 and 0 <= minor < 2**32):
-        raise Malformed("a device number is out of range", found=f"{major}, {minor}", expected="0 to 2**32 - 1")
-    return major, minor
-
-
-def _long_text(body: bytes) -> bytes:
-    """The name or target in a GNU long header: not empty, and nothing behind its NUL."""
-    value = text(body)
-    if not value or body[len(value) :].strip(b"\0"):
-        raise Malformed("a GNU long name is malformed", found=show(body), expected="a name and a NUL")
-    return value
