@@ -1,10 +1,10 @@
 """Runs of cvmfs-sync that need not begin with a second of importing it.
 
 A process imports all of cvmfs-sync once, and forks for each run: `Warm` talks to it. A run is a process of its own with
-its own arguments, environment, working directory and exit code, and what it executes is `python -m cvmfs_sync`. What
-starts with the interpreter, such as `PYTHON*` variables, is the same for all of them.
+its own arguments, environment, working directory, exit code, and pipes for its output; what it executes is `python -m
+cvmfs_sync`. What starts with the interpreter, such as `PYTHON*` variables, is the same for all of them.
 
-Run as a program, this is that process: JSON requests on stdin, a line each; answers on stdout.
+`serve` is that process: JSON requests on stdin, a line each; answers on stdout.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["Ended", "Warm"]
+__all__ = ["Ended", "Warm", "serve"]
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -51,7 +52,7 @@ class Warm:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm"],
+            [sys.executable, "-c", "from tests.support.warm import serve; serve()"],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -114,6 +115,9 @@ def _child(request: Mapping[str, Any], log: int, out: int, err: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
+    # As the interpreter makes them: those that were inherited are of other files.
+    sys.stdin, sys.stdout = (os.fdopen(number, mode, closefd=False) for number, mode in ((0, "r"), (1, "w")))
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     code: object = 70
     try:
         os.chdir(request["cwd"])
@@ -137,15 +141,44 @@ def _child(request: Mapping[str, Any], log: int, out: int, err: int) -> None:
         os._exit(code if isinstance(code, int) else 0)
 
 
-def _wait(process: int, seconds: float) -> int:
-    """Exit code of a child, which is killed after so many seconds."""
+def _wait(process: int, seconds: float, pipes: Sequence[int]) -> tuple[int, list[str]]:
+    """Exit code of a child, which is killed after so many seconds, and what it has written into these pipes.
+
+    What its own children write after its end is nobody's.
+    """
+    written = {pipe: bytearray() for pipe in pipes}
+    deadline = time.monotonic() + seconds if seconds else None
     watched = os.pidfd_open(process)
+    for pipe in pipes:
+        os.set_blocking(pipe, False)
     try:
-        if not select.select([watched], [], [], seconds or None)[0]:
-            os.kill(process, signal.SIGKILL)
+        waiting = {watched, *pipes}
+        while watched in waiting:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = select.select(waiting, [], [], left)[0]
+            if not ready:
+                os.kill(process, signal.SIGKILL)
+                deadline = None
+            if watched in ready:
+                # All that it has written is there.
+                waiting.remove(watched)
+                ready = [pipe for pipe in pipes if pipe in waiting]
+            for pipe in ready:
+                if not _drain(pipe, written[pipe]):
+                    waiting.remove(pipe)
     finally:
         os.close(watched)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code, [bytes(each).decode(errors="replace") for each in written.values()]
+
+
+def _drain(pipe: int, into: bytearray) -> bool:
+    """Read what is there; whether more may come."""
+    with suppress(BlockingIOError):
+        while piece := os.read(pipe, 1 << 20):
+            into += piece
+        return False
+    return True
 
 
 def _import_all() -> None:
@@ -159,22 +192,22 @@ def _import_all() -> None:
     gc.freeze()
 
 
-def _serve() -> None:
+def serve() -> None:
+    """Answer requests until stdin ends."""
     _import_all()
     for line in sys.stdin:
         request = json.loads(line)
-        with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with tempfile.TemporaryFile() as log:
+            (out, child_out), (err, child_err) = os.pipe(), os.pipe()
             process = os.fork()
             if not process:
-                _child(request, log.fileno(), out.fileno(), err.fileno())
-            rc = _wait(process, request["seconds"])
-            texts = []
-            for stream in (out, err, log):
-                stream.seek(0)
-                texts.append(stream.read().decode(errors="replace"))
-        answer = {"rc": rc, "stdout": texts[0], "stderr": texts[1], "steps": texts[2].splitlines()}
+                _child(request, log.fileno(), child_out, child_err)
+            os.close(child_out)
+            os.close(child_err)
+            rc, (stdout, stderr) = _wait(process, request["seconds"], (out, err))
+            os.close(out)
+            os.close(err)
+            log.seek(0)
+            steps = log.read().decode(errors="replace").splitlines()
+        answer = {"rc": rc, "stdout": stdout, "stderr": stderr, "steps": steps}
         print(json.dumps(answer), flush=True)  # noqa: T201 -- the protocol
-
-
-if __name__ == "__main__":
-    _serve()
