@@ -388,3 +388,23 @@ def test_drop_ins_are_what_systemd_understands(text: str, tmp_path: Path) -> Non
     # In one file it means the same as in two.
     service.write_text((DEPLOY / service.name).read_text() + "\n" + text)
     verify_unit(service)
+
+
+def test_units_in_the_pages_are_what_systemd_understands(tmp_path: Path) -> None:
+    """Each service or timer that a page shows whole, with the path where it is to be."""
+    if shutil.which("systemd-analyze") is None:
+        missing("not on PATH: systemd-analyze")
+    shown = [
+        unit
+        for page in DOCS.glob("*.md")
+        for unit in re.findall(
+            r"^# /etc/systemd/system/([\w-]+\.(?:service|timer))\n(.*?)(?=^# /etc/|^```)",
+            page.read_text(),
+            re.MULTILINE | re.DOTALL,
+        )
+    ]
+    assert {"cvmfs-sync-site.service", "cvmfs-sync-site.timer"} <= {name for name, _ in shown}
+    for name, text in shown:
+        (tmp_path / name).write_text(text)
+    for name, _ in shown:
+        verify_unit(tmp_path / name)
