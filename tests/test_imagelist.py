@@ -237,6 +237,12 @@ def test_warnings(entries: str, message: str) -> None:
     assert found.errors == ()
 
 
+def test_one_message_for_each_mistake() -> None:
+    """An entry that stands twice is not told that a filter selects it, too."""
+    found = parse("- a:1*\n- a:1.2\n- docker.io/library/a:1.2\n")
+    assert [(problem.line, problem.severity) for problem in found.problems] == [(4, "warning"), (5, "error")]
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -79,8 +79,7 @@ class _Reader:
             self._report(("images",), "asks for no image; by such a list nothing is retired", warning=True)
         for index, entry in enumerate(images if isinstance(images, list) else []):
             self._entry(entry, ("images", index))
-        self._duplicates()
-        self._overlaps()
+        self._overlaps(self._duplicates())
         blocked: tuple[Blocked, ...] = ()
         if isinstance(data, dict) and data.get("blocked") is not None:
             blocked, problems = read_blocked(data["blocked"], lines, self.file, self.base)
@@ -203,25 +202,30 @@ class _Reader:
             platforms.append(platform)
         return tuple(platforms)
 
-    def _duplicates(self) -> None:
-        """Report images that stand twice, in whatever form (`debian` is `docker.io/library/debian:latest`)."""
+    def _duplicates(self) -> list[Wish]:
+        """Report images that stand twice, in whatever form (`debian` is `docker.io/library/debian:latest`).
+
+        Returns:
+            Each image once.
+        """
         seen: dict[tuple[ImageName, TagFilter | None], Wish] = {}
         for wish in self.wishes:
             first = seen.setdefault((wish.name, wish.tags), wish)
             if first is not wish:
                 message = f"{wish} stands twice, on lines {first.line} and {wish.line}; remove one"
                 self.problems.append(Problem(self.file, wish.line, "images", message))
+        return list(seen.values())
 
-    def _overlaps(self) -> None:
+    def _overlaps(self, wishes: Sequence[Wish]) -> None:
         """Tell of images that a filter selects as well, if their own entries say nothing that the filter's does not.
 
         One that a filter's `keep` may leave out, or that has a description of its own, stands there on purpose.
         """
         filters: dict[ImageName, list[Wish]] = {}
-        for wish in self.wishes:
+        for wish in wishes:
             if wish.tags is not None and wish.keep is None:
                 filters.setdefault(wish.name, []).append(wish)
-        for wish in self.wishes:
+        for wish in wishes:
             tag = getattr(wish.name, "tag", None)
             if wish.tags is not None or not isinstance(tag, str) or getattr(wish.name, "digest", None):
                 continue
