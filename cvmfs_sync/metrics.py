@@ -11,109 +11,43 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import get_args
 from wsgiref.types import WSGIApplication
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    make_wsgi_app,
+)
 
 from cvmfs_sync import __version__
 from cvmfs_sync.collection import CollectionReport
+from cvmfs_sync.collectors import HookEvents, RateLimit, Registries, Waiting
 from cvmfs_sync.context import Asked
 from cvmfs_sync.diskuse import size_below
 from cvmfs_sync.outcome import RESULTS, CycleReport, Outcome
 from cvmfs_sync.pushes import DELIVERY_RESULTS, SENDERS
 from cvmfs_sync.retire import Retirement
 
-__all__ = ["ASKED", "CYCLE_RESULTS", "GC_RESULTS", "HOOK_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]
+__all__ = ["ASKED", "CYCLE_RESULTS", "GC_RESULTS", "HOWS", "KINDS", "TRANSACTION_RESULTS", "Metrics"]
 
 CYCLE_RESULTS = ("ok", "image_failed", "stopped", "list_invalid")
-HOOK_RESULTS = ("ok", "failed", "dropped")
 GC_RESULTS = ("ok", "refused", "stopped", "list_invalid")
 TRANSACTION_RESULTS = ("published", "aborted")
 HOWS = ("whole", "difference")
 KINDS = ("link", "tree")
 ASKED: tuple[str, ...] = get_args(Asked)
+# A gauge beside each counter with the time of its making, which nobody asks for, would double what is scraped.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600)
 _QUESTIONS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 180)
 _SHORT = (0.1, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600)
 _DELAYS = (60, 300, 900, 1800, 3600, 2 * 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
 _SIZES = tuple(1024.0**power * step for power in (1, 2, 3) for step in (1, 16, 256))
-
-
-class RateLimit(Protocol):
-    """What a registry said about its limit on pulls."""
-
-    @property
-    def limit(self) -> int | None:
-        """So many in all."""
-
-    @property
-    def remaining(self) -> int:
-        """So many are left."""
-
-
-class _Registries(Collector):
-    def __init__(
-        self,
-        requests: Callable[[], Mapping[tuple[str, str], int]],
-        rate_limits: Callable[[], Mapping[str, RateLimit]],
-    ) -> None:
-        self._requests = requests
-        self._rate_limits = rate_limits
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: there is none before a registry was asked."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """What is known now."""
-        count = CounterMetricFamily(
-            "cvmfs_sync_registry_requests", "Requests to a registry or mirror by result", labels=["host", "result"]
-        )
-        for labels, number in self._requests().items():
-            count.add_metric(labels, number)
-        limit = GaugeMetricFamily(
-            "cvmfs_sync_registry_ratelimit_limit", "Pulls that a registry allows in its window", labels=["host"]
-        )
-        remaining = GaugeMetricFamily(
-            "cvmfs_sync_registry_ratelimit_remaining", "Pulls that a registry last said were left", labels=["host"]
-        )
-        for host, said in self._rate_limits().items():
-            remaining.add_metric([host], said.remaining)
-            if said.limit is not None:
-                limit.add_metric([host], said.limit)
-        return count, limit, remaining
-
-
-class _Hooks(Collector):
-    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterable[Metric]:
-        """What is known now."""
-        family = CounterMetricFamily("cvmfs_sync_hook_events", "Events for hooks by result", labels=["result"])
-        counts = self._counts()
-        for result in HOOK_RESULTS:
-            family.add_metric([result], counts.get(result, 0))
-        return (family,)
-
-
-class _Backlog(Collector):
-    def __init__(self, waiting: Callable[[], Sequence[datetime]], clock: Callable[[], datetime]) -> None:
-        self._waiting = waiting
-        self._clock = clock
-
-    def collect(self) -> Iterable[Metric]:
-        """What is waiting now."""
-        since = self._waiting()
-        age = max(0.0, (self._clock() - min(since)).total_seconds()) if since else 0.0
-        count = GaugeMetricFamily("cvmfs_sync_waiting_images", "Links that wait to be made or moved", len(since))
-        oldest = GaugeMetricFamily(
-            "cvmfs_sync_oldest_waiting_age_seconds", "For how long the oldest of them has waited; 0 without any", age
-        )
-        return count, oldest
 
 
 class Metrics:
@@ -286,11 +220,11 @@ class Metrics:
             waiting: Since when each of them does.
             clock: The time, UTC.
         """
-        self.registry.register(_Backlog(waiting, clock))
+        self.registry.register(Waiting(waiting, clock))
 
     def watch_hooks(self, counts: Callable[[], Mapping[str, int]]) -> None:
         """Show how many events were delivered when Prometheus asks."""
-        self.registry.register(_Hooks(counts))
+        self.registry.register(HookEvents(counts))
 
     def watch_spool(self, directory: Callable[[], Path]) -> None:
         """Show how large the spool is when Prometheus asks."""
@@ -312,7 +246,7 @@ class Metrics:
             requests: How many requests there were, by host and result.
             rate_limits: What each host said last.
         """
-        self.registry.register(_Registries(requests, rate_limits))
+        self.registry.register(Registries(requests, rate_limits))
 
     def list_read(self, now: datetime, *, valid: bool) -> None:
         """The image list has been read."""

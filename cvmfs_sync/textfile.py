@@ -55,8 +55,6 @@ def _joined(family: Metric, before: Mapping[_Series, float], unknown: Collection
     goes_on = family.type == "counter" or (family.type == "histogram" and _same_buckets(family, before))
     joined = Metric(family.name, family.documentation, family.type)
     for sample in family.samples:
-        if sample.name.endswith("_created"):
-            continue
         old = before.get(_series(sample))
         value = sample.value
         if old is not None and goes_on:
