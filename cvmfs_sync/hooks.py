@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import requests
 
 from cvmfs_sync.config import Hook
+from cvmfs_sync.deadline import DeadlineAdapter
 
 __all__ = ["Hooks"]
 
@@ -139,6 +140,8 @@ class _Target:
         with requests.Session() as session:
             # Neither the credentials of ~/.netrc nor those of a redirect are meant for it.
             session.trust_env = False
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, DeadlineAdapter(seconds, time.monotonic))
             session.proxies = dict(requests.utils.get_environ_proxies(self._hook.url))
             with session.post(
                 self._hook.url, data=content, headers=headers, timeout=seconds, allow_redirects=False, stream=True

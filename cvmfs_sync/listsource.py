@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -24,6 +25,7 @@ import requests
 
 from cvmfs_sync import __version__
 from cvmfs_sync.config import GitList
+from cvmfs_sync.deadline import DeadlineAdapter
 from cvmfs_sync.errors import ListError
 from cvmfs_sync.gitlist import fetch_file, origins, shown
 from cvmfs_sync.imagelist import ImageList, Origin, load, parse
@@ -34,6 +36,8 @@ __all__ = ["ListSource", "Reading", "known_list", "name_of", "read_list"]
 
 log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = (10, 60)
+# For all of it: the daemon waits, and does nothing else meanwhile.
+_WHOLE_SECONDS = 120.0
 
 ListSource = Path | str | GitList
 
@@ -239,7 +243,10 @@ def _download(url: str, copy: _Copy) -> bytes:
         headers["If-None-Match"] = copy.about.etag
     todo = "see that image_list is right and its server is up"
     try:
-        with requests.get(url, headers=headers, timeout=_TIMEOUT_SECONDS, stream=True) as answer:
+        with (
+            _session() as session,
+            session.get(url, headers=headers, timeout=_TIMEOUT_SECONDS, stream=True) as answer,
+        ):
             if answer.status_code == requests.codes.not_modified and kept is not None:
                 copy.fresh = copy.about
                 return kept
@@ -261,6 +268,13 @@ def _download(url: str, copy: _Copy) -> bytes:
         raise ListError(
             f"{_shown(url)}: the image list cannot be downloaded", found=_why(error, url), todo=todo
         ) from None
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, DeadlineAdapter(_WHOLE_SECONDS, time.monotonic, whole=True))
+    return session
 
 
 def _shown(url: str) -> str:

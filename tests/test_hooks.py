@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class _Web:
     Attributes:
         status: That it answers with.
         go: It answers while this is set.
+        drips: Whether its answer comes byte by byte.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,8 @@ class _Web:
         self.status = 204
         self.go = threading.Event()
         self.go.set()
+        self.drips = False
+        self.stop = threading.Event()
         web = self
 
         class _Handler(BaseHTTPRequestHandler):
@@ -55,6 +59,9 @@ class _Web:
                 content = self.rfile.read(int(self.headers["Content-Length"]))
                 web.got.append((dict(self.headers), json.loads(content)))
                 web.go.wait(60)
+                with suppress(OSError):
+                    while web.drips and not web.stop.wait(0.05):
+                        self.wfile.write(b"X")
                 self.send_response(web.status)
                 self.send_header("Location", f"/elsewhere/{SECRET}")
                 self.end_headers()
@@ -73,6 +80,7 @@ def web() -> Iterator[_Web]:
     server = _Web()
     yield server
     server.go.set()
+    server.stop.set()
     server.server.shutdown()
     server.server.server_close()
 
@@ -150,6 +158,20 @@ def test_a_command_that_fails_is_counted(tmp_path: Path, lines: list[str] | None
     script = _script(tmp_path / "hook", *lines) if lines else str(tmp_path / "none")
     hooks = Hooks(_hooks(tmp_path, {"on": ["failed"], "command": [script], "timeout": "1s"}))
     hooks.tell({"event": "failed"})
+    hooks.close(60)
+    assert hooks.counts == {"failed": 1}
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_url_that_takes_too_long_is_counted(tmp_path: Path, web: _Web, drips: bool) -> None:
+    """A server that says nothing, and one whose answer never ends, are given up after the hook's timeout."""
+    if drips:
+        web.drips = True
+    else:
+        web.go.clear()
+    hooks = Hooks(_hooks(tmp_path, {"on": ["failed"], "url": web.url, "timeout": "1s"}))
+    hooks.tell({"event": "failed"})
+    wait_until(lambda: hooks.counts["failed"] == 1)
     hooks.close(60)
     assert hooks.counts == {"failed": 1}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from cvmfs_sync import listsource
 from cvmfs_sync.config import GitList
 from cvmfs_sync.errors import ListError
 from cvmfs_sync.gitlist import fetch_file
@@ -29,8 +30,10 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.stop = threading.Event()
         self.status, self.document, self.etag = 200, GOOD, '"1"'
         self.asked: list[str | None] = []
+        self.drips = ""
 
     @property
     def url(self) -> str:
@@ -47,11 +50,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(asked)
         same = self.server.status == 200 and asked == self.server.etag
         body = b"" if same else self.server.document
+        if self.server.drips == "head":
+            self._drip(b"HTTP/1.1 200 OK\r\n" + b"X-More: 1\r\n" * 1000)
+            return
         self.send_response(304 if same else self.server.status)
         self.send_header("ETag", self.server.etag)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.server.drips == "body":
+            self._drip(body)
+        else:
+            self.wfile.write(body)
+
+    def _drip(self, content: bytes) -> None:
+        """Send a byte, and the next one long before anybody's patience with a silent server ends."""
+        with suppress(OSError):
+            for number in range(len(content)):
+                self.wfile.write(content[number : number + 1])
+                self.server.stop.wait(0.05)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Stay silent."""
@@ -65,6 +81,7 @@ def _serving() -> Iterator[_Server]:
         try:
             yield server
         finally:
+            server.stop.set()
             server.shutdown()
             thread.join()
 
@@ -302,3 +319,16 @@ def test_a_password_in_the_repositorys_url_is_not_shown(tmp_path: Path) -> None:
         read_list(source, tmp_path, today=TODAY)
     assert "pl4nted" not in str(caught.value)
     assert "http://127.0.0.1:1/list.git main:image-list.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_drips_is_given_up(
+    server: _Server, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steadily it sends a byte now and then, the daemon is not held up for ever; the last good list stays."""
+    monkeypatch.setattr(listsource, "_WHOLE_SECONDS", 0.3)
+    assert read_list(server.url, tmp_path, today=TODAY).refused is None
+    server.etag, server.document, server.drips = '"2"', OTHER * 20, part
+    reading = read_list(server.url, tmp_path, today=TODAY)
+    assert "cannot be downloaded" in str(reading.refused)
+    assert str(reading.wishes.wishes[0].name) == "docker.io/library/debian:12"

@@ -13,8 +13,8 @@ import requests
 import urllib3
 from urllib3.exceptions import NewConnectionError
 
+from cvmfs_sync.deadline import AnswerTooSlowError
 from cvmfs_sync.errors import ImageError
-from cvmfs_sync.registry.deadline import AnswerTooSlowError
 from cvmfs_sync.registry.politeness import Patience
 from cvmfs_sync.registry.urls import host_of
 

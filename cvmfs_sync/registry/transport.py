@@ -22,9 +22,9 @@ import urllib3
 from requests.auth import AuthBase
 
 from cvmfs_sync import __version__
+from cvmfs_sync.deadline import DeadlineAdapter
 from cvmfs_sync.errors import ImageError, RegistryUnavailable
 from cvmfs_sync.registry.body import discard
-from cvmfs_sync.registry.deadline import DeadlineAdapter
 from cvmfs_sync.registry.failures import BROKEN, reason, tls_failure
 from cvmfs_sync.registry.ledger import RegistryMemory
 from cvmfs_sync.registry.politeness import Breaker, Pace, RegistrySettings, Slots, Timing, backoff, retry_after

@@ -1,8 +1,8 @@
-"""An answer's head has to come within a time limit, however steadily it drips.
+"""An answer's head, or all of it, has to come within a time limit, however steadily it drips.
 
 The read time-out of a socket counts from byte to byte: a server that sends one header byte a minute never runs into it.
 Here a limit and a clock go in, and an adapter for a requests session comes out whose connections hold the whole head
-against the limit. Bodies are `body`'s business.
+against the limit, and the body if it is small. How long a large one may take is `registry.body`'s business.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ _Clock = Callable[[], float]
 
 
 class AnswerTooSlowError(TimeoutError):
-    """Something came again and again, but never the end of the head."""
+    """Something came again and again, but never the end."""
 
 
 class DeadlineAdapter(HTTPAdapter):
-    """An adapter whose answers have a head within `seconds`; the socket's own time-out may be added once."""
+    """An adapter whose answers have a head within `seconds`; the socket's own time-out may be added once.
 
-    def __init__(self, seconds: float, clock: _Clock, **options: Any) -> None:
-        self._pools = _pools(seconds, clock)
+    Args:
+        seconds: From when the request has been sent.
+        clock: Seconds that never go back.
+        whole: Whether that holds for the body, too.
+        **options: See requests.
+    """
+
+    def __init__(self, seconds: float, clock: _Clock, *, whole: bool = False, **options: Any) -> None:
+        self._pools = _pools(seconds, clock, whole=whole)
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
@@ -44,7 +51,7 @@ class DeadlineAdapter(HTTPAdapter):
         return manager
 
 
-def _pools(seconds: float, clock: _Clock) -> dict[str, type[HTTPConnectionPool]]:
+def _pools(seconds: float, clock: _Clock, *, whole: bool) -> dict[str, type[HTTPConnectionPool]]:
     """Connection pools by scheme, as urllib3 wants them."""
 
     class Answer(http.client.HTTPResponse):
@@ -56,7 +63,8 @@ def _pools(seconds: float, clock: _Clock) -> dict[str, type[HTTPConnectionPool]]
         def begin(self) -> None:
             self._watched.deadline = clock() + seconds
             super().begin()
-            self._watched.deadline = None
+            if not whole:
+                self._watched.deadline = None
 
     class Plain(HTTPConnection):
         response_class = Answer
