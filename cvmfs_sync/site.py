@@ -65,6 +65,7 @@ def _parts(view: View, site: StaticSite, images: Sequence[Summary]) -> Iterator[
     for summary in images:
         image = view.image(summary.link)
         assert image is not None  # noqa: S101 - the view does not watch: what it has known it knows
+        view.require("state")
         yield site.image(image)
     yield site.all_images(view.images(Query(limit=max(1, len(images)))))
     yield site.feed(view.events(None, _ENTRIES))

@@ -99,7 +99,7 @@ def _export(
     """
     from cvmfs_sync.exports import export, parse_keys
     from cvmfs_sync.service import load_config
-    from cvmfs_sync.web.process import open_view
+    from cvmfs_sync.viewing import open_view
 
     chosen = parse_keys(keys or ())
     with open_view(load_config(config), watch=False) as view:
@@ -141,7 +141,7 @@ def _site(
     """
     from cvmfs_sync.service import load_config
     from cvmfs_sync.site import require_apart, write_site
-    from cvmfs_sync.web.process import open_view
+    from cvmfs_sync.viewing import open_view
 
     settings = load_config(config)
     require_apart(output, settings)

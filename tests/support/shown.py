@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from cvmfs_sync.config import load
 from cvmfs_sync.view.queries import View
-from cvmfs_sync.web.process import open_view
+from cvmfs_sync.viewing import open_view
 from tests.support.images import Image, file, layer, write_layout
 from tests.support.site import Site
 
