@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import logging
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+import requests
 from prometheus_client import generate_latest
 
 from cvmfs_sync.config import load
 from cvmfs_sync.render import report_document
 from cvmfs_sync.serving import Daemon
 from tests.fakes.scriptable_registry import BasicAuth, ScriptableRegistry, TokenAuth, error_document
-from tests.support import file, layer, run_cli
+from tests.support import cli_command, file, layer, run_cli
+from tests.support.registry import free_port
+from tests.support.waiting import wait_until
 
 PLACES = ("auth", "identity", "helper", "file", "userinfo", "realm", "query", "proxy", "list", "wrong", "mirror")
 SECRETS = {place: f"pl4nted-{place}-s3cret" for place in PLACES}
@@ -178,6 +186,73 @@ def test_a_secret_in_the_lists_url_is_not_repeated(site: Site) -> None:
     result = run_cli("-vv", "plan", "--config", config, cwd=site.home)
     assert result.rc == 2
     assert SECRETS["list"] not in result.stderr + result.stdout
+
+
+def test_no_answer_of_the_pages_has_a_secret(site: Site, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nor a place of this machine other than the repository's root, nor anything of the program, whatever is asked."""
+    port, root = free_port(), tmp_path_factory.mktemp("clients") / "repository"
+    (site.home / "broken.json").write_text(f'{{"auths": "{SECRETS["file"]}')
+    document = json.loads((site.home / "cvmfs-sync.yaml").read_text())
+    document["registries"][site.registries["realm"].host]["credentials"] = "broken.json"
+    document |= {"repository": {"root": str(root)}, "web": {"listen": f"127.0.0.1:{port}"}}
+    (site.home / "cvmfs-sync.yaml").write_text(json.dumps(document))
+    told = site.run("-vv", "sync", "--json")
+    site.run("sync", "--json")
+    # What the operator is told has what nobody else may see.
+    assert str(site.home) in told
+    process = subprocess.Popen(
+        cli_command("serve", "--config", "cvmfs-sync.yaml"), cwd=site.home, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **site.environment},
+    )  # fmt: skip
+    try:
+        answers = _crawl(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    links = json.loads((site.home / "image-list.yaml").read_text())["images"]
+    assert {f"/images/{link}" for link in links} <= set(answers)
+    assert {f"/feeds/images/{link}" for link in links} <= set(answers)
+    secrets = [*SECRETS.values(), *site.tokens(), str(site.home), sys.prefix, str(Path(__file__).parent.parent)]
+    secrets += [base64.b64encode(f"alice:{secret}".encode()).decode() for secret in SECRETS.values()]
+    secrets += ["Traceback", 'File "', "login.json", "broken.json"]
+    assert [(path, each) for path, text in answers.items() for each in secrets if each in text] == []
+    assert [each for each in SECRETS.values() if each in log] == []
+
+
+def _crawl(base: str, process: subprocess.Popen[str]) -> dict[str, str]:
+    """Head and body of all answers that links lead to, of the API, and of some mistakes, by path."""
+    api = ("images", "events", "cycle", "queue", "operations", "openapi.json", "export?format=json", "nothing", "image")
+    todo = [
+        "/",
+        *(f"/api/v1/{name}" for name in api),
+        "/images/nobody",
+        "/images/..%2f..%2fetc%2fpasswd",
+        "/%00",
+        "/webhooks/x",
+    ]
+    answers: dict[str, str] = {}
+
+    def there() -> bool:
+        assert process.poll() is None, process.communicate()
+        with suppress(requests.ConnectionError):
+            return requests.get(f"{base}/api/v1/cycle", timeout=60).ok
+        return False
+
+    wait_until(there)
+    while todo:
+        address = todo.pop()
+        path = unquote(address)
+        if path in answers or path.startswith("/activity/events"):
+            continue
+        with requests.get(f"{base}{address}", headers={"Accept": "text/html, */*"}, timeout=60) as answer:
+            answers[path] = f"{answer.status_code} {dict(answer.headers)}\n{answer.text}"
+        links = re.findall(r"""(?:href|src)=["']([^"']*)["']""", answer.text)
+        todo += [link for each in links if (link := html.unescape(each).removeprefix(base)).startswith("/")]
+        if path.startswith("/images/"):
+            key = path.removeprefix("/images/")
+            todo += [f"/badges/{quote(key)}", f"/feeds/images/{quote(key)}"]
+            todo += [f"/api/v1/{name}?image={quote(key)}" for name in ("image", "where")]
+    return answers
 
 
 def _document(text: str) -> str:
