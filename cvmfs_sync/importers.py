@@ -25,7 +25,7 @@ _IMAGE_LIKE = re.compile(r"[a-z0-9._-]+(?::\d+)?(?:/[a-z0-9._-]+)+(?::[\w.*?\[\]
 # What YAML takes for a text without quotes: with a slash it is no number, date or truth.
 _PLAIN = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?", re.ASCII)
 _YAML_LINE = re.compile(r"- |[\w-]+:(?:\s|$)")
-_LIST_KEY = re.compile(r"(?m)^(?:version|images|blocked):(?:\s|$)")
+_LIST_KEY = re.compile(r"(?m)^(?:version|defaults|images|blocked):(?:\s|$)")
 _RECIPE_KEY = re.compile(r"(?m)^input:(?:\s|$)")
 _RULE = re.compile(r"[\W_]*")
 _SCHEME = re.compile(r"(https?|docker)://")

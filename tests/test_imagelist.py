@@ -192,7 +192,7 @@ DOCUMENTS = {
     "version 2": ("images: [a:1]\nversion: 2", "f:2: version: expected 1, the only version there is, found the number 2"),
     "version as text": ("version: '1'\nimages: [a:1]", "f:1: version: expected 1, the only version there is, found the text '1'"),
     "version as truth": ("version: yes\nimages: [a:1]", "f:1: version: expected 1, the only version there is, found true"),
-    "unknown key": ("version: 1\nimages: [a:1]\nimage: b", "f:3: image: unknown key; expected one of version, images, blocked; did you mean 'images'?"),
+    "unknown key": ("version: 1\nimages: [a:1]\nimage: b", "f:3: image: unknown key; expected one of version, defaults, images, blocked; did you mean 'images'?"),
     "only a list": ("- a:1", "f:1: expected a mapping of keys to values, found a list"),
     "no YAML": ("version: 1\nimages:\n\t- a", "f:3:1: a tab indents here; YAML takes spaces only"),
 }  # fmt: skip
@@ -276,6 +276,45 @@ def test_no_warning(entry: str) -> None:
 def test_entries_that_only_seem_to_overlap(entries: str) -> None:
     """What a filter does not select for sure, or with all that the entry says, stands there on purpose."""
     assert parse(f"{entries}\n", today=date(2027, 1, 1)).problems == ()
+
+
+def test_defaults() -> None:
+    """What the list says for all holds for each entry that does not say it, in either form; null takes it back."""
+    text = """
+version: 1
+defaults: {platforms: [linux/amd64, linux/arm64], keep: 3, contact: all@example.org}
+images:
+  - a:1
+  - a:2*
+  - image: b:2*
+    keep: 1
+    platforms: [linux/s390x]
+    contact: own@example.org
+  - {image: 'c:2*', keep: null, platforms: null, contact: null}
+"""
+    both, own = (AMD64, Platform("linux", "arm64")), (Platform("linux", "s390x"),)
+    found = imagelist.parse(text, base=BASE, file="f").require_valid().wishes
+    assert [(wish.keep, wish.platforms, wish.contact) for wish in found] == [
+        (None, both, "all@example.org"),
+        (3, both, "all@example.org"),
+        (1, own, "own@example.org"),
+        (None, (AMD64,), None),
+    ]
+
+
+DEFAULTS = {
+    "unknown key": ("{image: x}", "f:2: defaults.image: unknown key; expected one of keep, platforms, contact"),
+    "keep": ("{keep: 0}", "f:2: defaults.keep: must be at least 1, found the number 0"),
+    "platform": ("\n  platforms:\n  - arm", "f:4: defaults.platforms.0: not a platform; found: 'arm'; expected: os/architecture[/variant]"),
+    "no mapping": ("[a]", "f:2: defaults: expected a mapping of keys to values, found a list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("defaults", "message"), DEFAULTS.values(), ids=DEFAULTS)
+def test_mistakes_in_defaults(defaults: str, message: str) -> None:
+    """One message, at the mistake, and none at each entry that it would hold for."""
+    found = imagelist.parse(f"version: 1\ndefaults: {defaults}\nimages: [a:1, a:2*]\n", base=BASE, file="f")
+    assert [str(problem) for problem in found.problems] == [message]
 
 
 def test_expiry_is_the_last_day() -> None:

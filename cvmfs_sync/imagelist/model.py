@@ -14,7 +14,7 @@ from cvmfs_sync.schema import StrictModel
 from cvmfs_sync.tags import FILTER_SCHEMA
 from cvmfs_sync.yamlfile import describe
 
-__all__ = ["Entry", "Outline", "json_schema"]
+__all__ = ["Defaults", "Entry", "Outline", "json_schema"]
 
 _MAX_TEXT = 1000
 
@@ -47,6 +47,22 @@ def _date(value: object) -> date:
 _Text = Annotated[str, Field(min_length=1, max_length=_MAX_TEXT)]
 
 
+_Keep = Annotated[int, Field(ge=1)] | None
+_Platforms = Annotated[list[str], Field(min_length=1)] | None
+
+
+class Defaults(StrictModel):
+    """What holds for all images whose entries do not say it."""
+
+    keep: _Keep = Field(default=None, description="Keep the newest so many of the tags, where tags are chosen.")
+    platforms: _Platforms = Field(
+        default=None,
+        description="os/architecture[/variant]; linux/amd64 if not given.",
+        examples=[["linux/amd64", "linux/arm64"]],
+    )
+    contact: _Text | None = Field(default=None, description="Whom to ask about the images.")
+
+
 class Entry(StrictModel):
     """One image in the long form."""
 
@@ -56,10 +72,8 @@ class Entry(StrictModel):
     )
     # Read apart from the model: its mistakes have lines of their own.
     tags: Annotated[Any, WithJsonSchema(FILTER_SCHEMA)] = None
-    keep: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Keep the newest so many of the tags; all of them if not given."
-    )
-    platforms: Annotated[list[str], Field(min_length=1)] | None = Field(
+    keep: _Keep = Field(default=None, description="Keep the newest so many of the tags; all of them if not given.")
+    platforms: _Platforms = Field(
         default=None,
         description="os/architecture[/variant]; linux/amd64 if not given.",
         examples=[["linux/amd64"]],
@@ -83,8 +97,9 @@ class Outline(StrictModel):
     """The document around the entries."""
 
     version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
+    # These are read apart, like the images.
+    defaults: Any = None
     images: list[Any]
-    # Read apart, like the images.
     blocked: Any = None
 
 
@@ -96,11 +111,12 @@ def json_schema() -> dict[str, Any]:
         "description": "The images, each as a reference or in the long form.",
         "items": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Image"}]},
     }
+    schema["properties"]["defaults"] = {"anyOf": [{"$ref": "#/$defs/Defaults"}, {"type": "null"}]}
     schema["properties"]["blocked"] = blocked_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": "cvmfs-sync image list",
         "description": "The images that a CernVM-FS repository publishes.",
-        "$defs": {"Image": {**Entry.model_json_schema(), "title": "Image"}},
+        "$defs": {"Image": {**Entry.model_json_schema(), "title": "Image"}, "Defaults": Defaults.model_json_schema()},
     }

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from cvmfs_sync.blocklist import Blocked, read_blocked
 from cvmfs_sync.errors import InvalidReference
-from cvmfs_sync.imagelist.model import Entry, Outline
+from cvmfs_sync.imagelist.model import Defaults, Entry, Outline
 from cvmfs_sync.imagelist.values import ImageList, Wish
 from cvmfs_sync.reference import ArtifactReference, ImageName, Platform, Reference, parse_image, without_tag
 from cvmfs_sync.schema import validate
@@ -63,6 +63,8 @@ class _Reader:
     today: date | None
     problems: list[Problem] = field(default_factory=list)
     wishes: list[Wish] = field(default_factory=list)
+    defaults: Defaults = field(default_factory=Defaults)
+    platforms: tuple[Platform, ...] = (Platform(),)
 
     def result(self) -> ImageList:
         self.problems.extend(self.document.problems)
@@ -74,6 +76,8 @@ class _Reader:
         checked = validate(Outline, data, lines, self.file)
         if isinstance(checked, tuple):
             self.problems.extend(checked)
+        if isinstance(data, dict) and data.get("defaults") is not None:
+            self._defaults(data["defaults"], ("defaults",))
         images = data.get("images") if isinstance(data, dict) else None
         if images == []:
             self._report(("images",), "asks for no image; by such a list nothing is retired", warning=True)
@@ -87,6 +91,15 @@ class _Reader:
             self._blocked_wishes(blocked)
         problems = tuple(sorted(self.problems, key=lambda problem: problem.line or 0))
         return ImageList(tuple(self.wishes), problems, blocked)
+
+    def _defaults(self, raw: object, path: KeyPath) -> None:
+        """Read what holds for all entries that do not say it."""
+        model = validate(Defaults, raw, self.document.lines, self.file, at=path)
+        if isinstance(model, tuple):
+            self.problems.extend(model)
+        else:
+            self.defaults = model
+            self.platforms = self._platforms(model.platforms, (*path, "platforms"))
 
     def _entry(self, entry: object, path: KeyPath) -> None:
         """Add one entry's wish, or its problems."""
@@ -104,7 +117,9 @@ class _Reader:
         name: ImageName | None = None
         if isinstance(image := raw.get("image"), str):
             name, tags = self._name(image, path if raw is not entry else (*path, "image"), tags, filtered)
-        platforms = self._platforms(raw.get("platforms"), (*path, "platforms"))
+        # A key that is there, and says nothing, takes back what holds for the others.
+        own = "platforms" in raw
+        platforms = self._platforms(raw.get("platforms"), (*path, "platforms")) if own else self.platforms
         if raw.get("keep") is not None and name is not None and tags is None and not filtered:
             self._report((*path, "keep"), "chooses among tags, but the image names one; add 'tags', or remove 'keep'")
         wrong = any(problem.severity == "error" for problem in self.problems[before:])
@@ -113,10 +128,10 @@ class _Reader:
         if self.today is not None and model.expires is not None and model.expires < self.today:
             message = f"the wish ended on {model.expires}; remove the image, or set a later date"
             self._report((*path, "expires"), message, warning=True)
+        keep = self.defaults.keep if tags is not None and "keep" not in raw else model.keep
+        contact = model.contact if "contact" in raw else self.defaults.contact
         line = line_of(self.document.lines, path) or 1
-        wish = Wish(
-            name, tags, model.keep, platforms, model.description, model.contact, model.definition, model.expires, line
-        )
+        wish = Wish(name, tags, keep, platforms, model.description, contact, model.definition, model.expires, line)
         self.wishes.append(wish)
 
     def _name(
