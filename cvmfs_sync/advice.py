@@ -15,14 +15,14 @@ from cvmfs_sync.context import Context
 from cvmfs_sync.errors import AccessDenied, BlockedImage, CvmfsSyncError, ImageError, ImageNotFound, NotForPlatform
 from cvmfs_sync.forecast import Forecast
 from cvmfs_sync.imagelist import ImageList, Wish
-from cvmfs_sync.plan import Plan, Step
+from cvmfs_sync.plan import Plan, Publish, Step
 from cvmfs_sync.reference import ImageName, Reference, without_tag
 from cvmfs_sync.survey import Failed, Target, matches
 from cvmfs_sync.tags import Globs, select
 from cvmfs_sync.units import human_size
 from cvmfs_sync.yamlfile import KeyPath, Problem, dotted, line_of
 
-__all__ = ["Places", "Sizes", "advise", "size_in_words"]
+__all__ = ["Advice", "Places", "Sizes", "advise", "size_in_words"]
 
 _TAGS = 20_000  # are looked at; repositories of more are rare
 _NAMED = 3
@@ -40,15 +40,29 @@ class Places:
 
     file: str
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    _entries: dict[int, list[KeyPath]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path, line in self.lines.items():
+            if path[:-1] == ("images",):
+                self._entries.setdefault(line, []).append(path)
 
     def problem(self, wish: Wish, key: KeyPath, message: str, *, warning: bool = False) -> Problem:
         """A problem of a wish, at the line of this key of its entry, or of its entry where that has no such key."""
-        entries = [path for path, line in self.lines.items() if path[:-1] == ("images",) and line == wish.line]
+        entries = self._entries.get(wish.line, [])
         path: KeyPath = ()
         if len(entries) == 1:
             path = (*entries[0], *key) if (*entries[0], key[0]) in self.lines else entries[0]
         line = line_of(self.lines, path) if path else wish.line
         return Problem(self.file, line, dotted(path), message, "warning" if warning else "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A problem, and the links of images that it is about."""
+
+    problem: Problem
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +87,7 @@ def advise(
     forecasts: Mapping[str, Forecast],
     places: Places,
     sizes: Sizes,
-) -> tuple[Problem, ...]:
+) -> tuple[Advice, ...]:
     """Say what is wrong, beyond what the list's own problems say.
 
     Args:
@@ -85,25 +99,29 @@ def advise(
         sizes: What is too much.
 
     Returns:
-        Problems by line.
+        One for each mistake: of many tags of an entry that have the same one, the first speaks for all.
     """
-    tags = _Tags(context)
-    found: list[Problem] = []
-    groups: dict[tuple[Wish, str], list[Failed]] = {}
+    failed: dict[tuple[Wish, str], list[Failed]] = {}
+    large: dict[tuple[Wish, _Excess], list[tuple[Target, Forecast]]] = {}
     for step in decided.steps:
-        if isinstance(step, Failed):
-            if isinstance(step.error, BlockedImage) and wishes.block(step.target.name) is not None:
-                continue  # the list itself says so
-            groups.setdefault((step.target.wish, type(step.error).__name__), []).append(step)
-        elif (forecast := forecasts.get(step.target.link)) is not None:
-            found.extend(_too_large(step.target, forecast, places, sizes))
-    found.extend(_failure(failed, places, tags) for failed in groups.values())
-    found.extend(_overlaps(decided.steps, places))
-    return tuple(sorted(found, key=lambda problem: problem.line or 0))
+        target = step.target
+        match step:
+            case Failed():
+                if isinstance(step.error, BlockedImage) and wishes.block(target.name) is not None:
+                    continue  # the list itself says so
+                failed.setdefault((target.wish, type(step.error).__name__), []).append(step)
+            case Publish() if target.link in forecasts:
+                excess = _excess(forecasts[target.link], sizes)
+                if excess is not None:
+                    large.setdefault((target.wish, excess), []).append((target, forecasts[target.link]))
+    tags = _Tags(context)
+    found = [_failure(group, places, tags) for group in failed.values()]
+    found += [_too_large(excess, group, places) for (_, excess), group in large.items()]
+    return (*found, *_overlaps(decided.steps, places))
 
 
-def _failure(failed: Sequence[Failed], places: Places, tags: _Tags) -> Problem:
-    """What a wish fails by; of many tags of it one speaks for all."""
+def _failure(failed: Sequence[Failed], places: Places, tags: _Tags) -> Advice:
+    """What tags of one wish fail by."""
     first = failed[0]
     error, target = first.error, first.target
     key: KeyPath = ("image",)
@@ -123,32 +141,50 @@ def _failure(failed: Sequence[Failed], places: Places, tags: _Tags) -> Problem:
         case ImageError(temporary=True):
             todo = "run the check again; if it stays so, see whether the registry is up"
     text = str(CvmfsSyncError(error.what, found=error.found, expected=error.expected, todo=todo))
-    others = len(failed) - 1
-    text += f"; {others} more of this entry fail in this way" if others else ""
-    return places.problem(target.wish, key, text)
+    return Advice(places.problem(target.wish, key, text + _more(failed)))
 
 
-def _too_large(target: Target, forecast: Forecast, places: Places, sizes: Sizes) -> Iterator[Problem]:
-    """One problem for what is too large, or will be thought so."""
+@dataclass(frozen=True, slots=True)
+class _Excess:
+    """Which measure an image exceeds, in words, and whether the publisher would take it all the same."""
+
+    what: str
+    expected: str
+    ask: str
+    warning: bool = False
+
+
+def _excess(forecast: Forecast, sizes: Sizes) -> _Excess | None:
     likely = max(forecast.compressed, forecast.at_least, forecast.unpacked.likely if forecast.unpacked else 0)
-    shrink = "make it smaller: leave out data sets and build tools, copy what is needed from a build stage"
-    told = f"{target}: {size_in_words(forecast)}"
     if sizes.limit is not None and forecast.at_least > sizes.limit:
-        what = f"is more than this repository takes; expected: at most {human_size(sizes.limit)} unpacked"
         ask = "ask the operators whether 'limits.bytes' can be raised"
-    elif sizes.spool is not None and forecast.to_fetch > sizes.spool:
-        what = f"is more than the publisher can fetch; expected: at most {human_size(sizes.spool)} compressed"
+        return _Excess("larger than this repository takes", f"at most {human_size(sizes.limit)} unpacked", ask)
+    if sizes.spool is not None and forecast.to_fetch > sizes.spool:
         ask = "ask the operators whether 'spool_limit' can be raised"
-    elif sizes.large is not None and likely > sizes.large:
-        text = (
-            f"{told} is a large image; expected: up to {human_size(sizes.large)}; to do: {shrink};"
-            " if it has to be so large, agree on it with the operators"
+        return _Excess("larger than the publisher can fetch", f"at most {human_size(sizes.spool)} compressed", ask)
+    if sizes.large is not None and likely > sizes.large:
+        return _Excess(
+            "a large image", f"up to {human_size(sizes.large)}", "agree with the operators on it", warning=True
         )
-        yield places.problem(target.wish, ("image",), text, warning=True)
-        return
-    else:
-        return
-    yield places.problem(target.wish, ("image",), f"{told} {what}; to do: {shrink}; or {ask}")
+    return None
+
+
+def _too_large(excess: _Excess, images: Sequence[tuple[Target, Forecast]], places: Places) -> Advice:
+    """What is too large, or will be thought so."""
+    target, forecast = images[0]
+    todo = "make it smaller (leave out data sets and build tools, copy what is needed from a build stage)"
+    error = CvmfsSyncError(
+        f"{target} is {excess.what}",
+        found=size_in_words(forecast),
+        expected=excess.expected,
+        todo=f"{todo}, or {excess.ask}",
+    )
+    problem = places.problem(target.wish, ("image",), f"{error}{_more(images)}", warning=excess.warning)
+    return Advice(problem, tuple(target.link for target, _ in images))
+
+
+def _more(group: Sequence[object]) -> str:
+    return f"; {len(group) - 1} more of this entry in the same way" if len(group) > 1 else ""
 
 
 def size_in_words(forecast: Forecast) -> str:
@@ -157,13 +193,13 @@ def size_in_words(forecast: Forecast) -> str:
     if size is None:
         unpacked = "unpacked size unknown"
     elif size.exact:
-        unpacked = f"{human_size(size.likely)} unpacked"
+        unpacked = f"{'' if forecast.published else '~'}{human_size(size.likely)} unpacked"
     else:
         unpacked = f"~{human_size(size.likely)} unpacked ({human_size(size.low)} to {human_size(size.high)})"
     return f"{human_size(forecast.compressed)} compressed, {unpacked}"
 
 
-def _overlaps(steps: Sequence[Step], places: Places) -> Iterator[Problem]:
+def _overlaps(steps: Sequence[Step], places: Places) -> Iterator[Advice]:
     """Filters that select what another entry's filter selects for sure: without `keep`, and for the same platform."""
     filters: dict[ImageName, list[Wish]] = {}
     for wish in dict.fromkeys(step.target.wish for step in steps):
@@ -183,7 +219,7 @@ def _overlaps(steps: Sequence[Step], places: Places) -> Iterator[Problem]:
             f"{second} selects {len(tags)} tags that {first} on line {first.line} selects as well, such as {tags[0]!r};"
             " remove one of the two, or narrow one by a pattern with '!'"
         )
-        yield places.problem(second, ("tags",), text, warning=True)
+        yield Advice(places.problem(second, ("tags",), text, warning=True))
 
 
 class _Tags:

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cvmfs_sync.advice import Places, Sizes, advise
+from cvmfs_sync.advice import Advice, Places, Sizes, advise
 from cvmfs_sync.config import Config
 from cvmfs_sync.errors import ListError
 from cvmfs_sync.forecast import Forecast, forecast
@@ -22,6 +22,7 @@ from cvmfs_sync.importers import convert, is_foreign
 from cvmfs_sync.plan import Plan, plan
 from cvmfs_sync.service import load_config, make_context
 from cvmfs_sync.state import State
+from cvmfs_sync.survey import require_distinct_links
 from cvmfs_sync.yamlfile import Problem
 from cvmfs_sync.yamlfile import parse as parse_yaml
 
@@ -117,21 +118,22 @@ class Online:
     Attributes:
         plan: What would be done; None where the wishes can't be had together.
         forecasts: What that would take, by link.
-        problems: What is wrong with the wishes, beyond the list's own problems.
+        advice: What is wrong with the wishes, beyond the list's own problems.
         root: Below which links will be; None where no configuration tells.
     """
 
     plan: Plan | None
     forecasts: Mapping[str, Forecast]
-    problems: tuple[Problem, ...]
+    advice: tuple[Advice, ...]
     root: Path | None
 
 
-def online(wishes: ImageList, file: Path, config: Path | None) -> Online:
+def online(wishes: ImageList, whole: ImageList, file: Path, config: Path | None) -> Online:
     """Ask the registries what each wish means, and say what publishing it would take.
 
     Args:
-        wishes: Those that could be read are asked for, also if others have mistakes.
+        wishes: What is asked for: those that could be read, also if others have mistakes.
+        whole: The list that they are a part of. What they can't be had together with may be anywhere in it.
         file: The list, for the lines of its entries.
         config: For the registries' options, and to tell what is published already; without one, nobody knows.
 
@@ -141,22 +143,29 @@ def online(wishes: ImageList, file: Path, config: Path | None) -> Online:
     places = _places(file)
     if config is not None:
         settings = load_config(config)
-        return _ask(wishes, places, settings, told=settings.repository.root.is_dir(), root=settings.repository.root)
+        root = settings.repository.root
+        return _ask(wishes, whole, places, settings, told=root.is_dir(), root=root)
     with TemporaryDirectory(prefix="cvmfs-sync-") as directory:
         settings = Config.model_validate(
             {"repository": {"root": f"{directory}/published"}, "state_dir": f"{directory}/state"},
             context={"base": Path(directory)},
         )
-        return _ask(wishes, places, settings, told=False, root=None)
+        return _ask(wishes, whole, places, settings, told=False, root=None)
 
 
-def _ask(wishes: ImageList, places: Places, settings: Config, *, told: bool, root: Path | None) -> Online:
+def _ask(
+    wishes: ImageList, whole: ImageList, places: Places, settings: Config, *, told: bool, root: Path | None
+) -> Online:
     with make_context(settings, State.snapshot(settings.state_dir)) as context:
         try:
+            require_distinct_links(context.recipe.layout, whole.wished_on(context.now().date()).wishes)
             # Whoever checks wants to know how it is now, not how it was when it failed.
             decided = plan(context, wishes, retry=True)
         except ListError as error:
-            return Online(None, {}, (Problem(places.file, error.line, "", str(error)),), root)
+            ours = {wish.line for wish in wishes.wishes}
+            lines = sorted(error.lines, key=lambda line: (line in ours, line))
+            problem = Problem(places.file, lines[-1] if lines else None, "", str(error))
+            return Online(None, {}, (Advice(problem),), root)
         forecasts = forecast(context, decided, told=told)
         sizes = Sizes(context.recipe.limits.bytes, settings.spool_limit, settings.large_image)
         return Online(decided, forecasts, advise(context, wishes, decided, forecasts, places, sizes), root)

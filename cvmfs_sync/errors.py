@@ -88,10 +88,10 @@ class ListError(UsageError):
     """An image list does not hold what its schema says, or asks for what can't be had together.
 
     Attributes:
-        line: Of the list, where one line is to be mended.
+        lines: Of the list, of which one is to be mended.
     """
 
-    line: int | None = None
+    lines: tuple[int, ...] = ()
 
 
 class ImageError(CvmfsSyncError):

@@ -56,6 +56,7 @@ class Forecast:
             the image's files are a little less. None if not known.
         at_least: Bytes that its uncompressed layers have in any case.
         shared: None if it is not known what is published, or the image itself is.
+        published: Whether the image itself is, so that `unpacked` is no estimate.
     """
 
     compressed: int
@@ -63,6 +64,7 @@ class Forecast:
     unpacked: Estimate | None
     at_least: int
     shared: Shared | None
+    published: bool = False
 
 
 def forecast(context: Context, decided: Plan, *, told: bool) -> Mapping[str, Forecast]:
@@ -172,7 +174,7 @@ def _coming(image: ResolvedImage, layers: Mapping[Digest, _Layer], shared: Share
 def _there(tree: Published) -> Forecast:
     record = tree.record
     compressed, size = int(record.get("compressed_size") or 0), int(record.get("size") or 0)
-    return Forecast(compressed, 0, Estimate.known(size), size, None)
+    return Forecast(compressed, 0, Estimate.known(size), size, None, published=True)
 
 
 class _Stock:

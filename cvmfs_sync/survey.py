@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import TypeAlias, TypeVar
 from cvmfs_sync.context import Context
 from cvmfs_sync.errors import CvmfsSyncError, ImageError, ImageNotFound, ListError, RepositoryError, UsageError
 from cvmfs_sync.imagelist import ImageList, Wish
+from cvmfs_sync.layout import Layout
 from cvmfs_sync.reference import Digest, ImageName, Platform, without_tag
 from cvmfs_sync.resolve import selected, source_digest
 
@@ -35,6 +36,7 @@ __all__ = [
     "ask_each",
     "image_error",
     "matches",
+    "require_distinct_links",
     "survey",
 ]
 
@@ -193,12 +195,23 @@ def _targets(context: Context, wish: Wish) -> tuple[tuple[Target | Failed, ...],
     except Exception as error:  # noqa: BLE001 - see image_error
         failed = Failed(Target(wish, wish.name, wish.platforms[0], layout.link(wish.name)), image_error(error, wish))
         return (failed,), listed and isinstance(error, ImageNotFound)
-    targets = (
-        Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
-        for name in names
-        for platform in wish.platforms
-    )
+    targets = _links(layout, wish, names)
     return tuple(target if _fits_file_system(target.link) else _too_long(target) for target in targets), True
+
+
+def _links(layout: Layout, wish: Wish, names: Iterable[ImageName]) -> Iterator[Target]:
+    for name in names:
+        for platform in wish.platforms:
+            yield Target(wish, name, platform, layout.link(name, None if platform == wish.platforms[0] else platform))
+
+
+def require_distinct_links(layout: Layout, wishes: Iterable[Wish]) -> None:
+    """Return if no two wishes that name their images claim one link; of filters only registries can tell.
+
+    Raises:
+        ListError: With the lines of two that do.
+    """
+    _distinct([target for wish in wishes if wish.tags is None for target in _links(layout, wish, (wish.name,))])
 
 
 def _fits_file_system(link: str) -> bool:
@@ -271,7 +284,7 @@ def _collision(one: Target, other: Target) -> ListError:
         expected="one of them",
         todo="remove one from the list, or use layout 'unpacked', whose links name the registry",
     )
-    error.line = other.wish.line
+    error.lines = (one.wish.line, other.wish.line)
     return error
 
 

@@ -7,7 +7,7 @@ problem is told once, in whichever form.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ __all__ = ["all_problems", "check_document", "print_check", "workflow_commands"]
 
 def all_problems(wishes: ImageList, online: Online | None) -> tuple[Problem, ...]:
     """The list's own problems, and what the registries say, by line."""
-    found = [*wishes.problems, *(online.problems if online else ())]
+    found = [*wishes.problems, *(each.problem for each in (online.advice if online else ()))]
     return tuple(sorted(found, key=lambda problem: problem.line or 0))
 
 
@@ -50,34 +50,36 @@ def _forecast_document(step: Step, online: Online) -> dict[str, Any]:
     forecast = online.forecasts.get(step.target.link)
     size = forecast.unpacked if forecast else None
     shared = forecast.shared if forecast else None
+    exact = forecast is not None and forecast.published
     return {
         "line": step.target.wish.line,
         "path": str(online.root / step.target.link) if online.root else None,
         "compressed": forecast.compressed if forecast else None,
-        "unpacked": {"bytes": size.likely, "low": size.low, "high": size.high, "exact": size.exact} if size else None,
+        "unpacked": {"bytes": size.likely, "low": size.low, "high": size.high, "exact": exact} if size else None,
         "shared": {"layers": shared.layers, "bytes": shared.bytes, "image": shared.relative} if shared else None,
     }
 
 
-def workflow_commands(file: str, problems: Sequence[Problem], online: Online | None) -> Iterator[str]:
+def workflow_commands(file: str, wishes: ImageList, online: Online | None) -> Iterator[str]:
     """Problems, and what would be published, as workflow commands of GitHub Actions.
 
     Args:
         file: The list's name, from the top of its repository.
-        problems: All that are to be told.
-        online: For what would be published; entries that have a problem of their own are not told of again.
+        wishes: The list.
+        online: For what would be published; images that have a problem of their own are not told of again.
     """
-    told = set()
-    for problem in problems:
+    for problem in all_problems(wishes, online):
         text = ": ".join(part for part in (problem.where, problem.message) if part)
         yield _annotation(problem.severity, file, problem.line, text)
-        told.add(problem.message.partition(": ")[0])
-    for step in online.plan.steps if online and online.plan else ():
-        forecast = online.forecasts.get(step.target.link) if online else None
-        if isinstance(step, Publish) and online and forecast and str(step.target) not in told:
+    if online is None or online.plan is None:
+        return
+    told = {link for advice in online.advice for link in advice.links}
+    for step in online.plan.steps:
+        forecast = online.forecasts.get(step.target.link)
+        if isinstance(step, Publish) and forecast is not None and step.target.link not in told:
             text = f"{step.target}: would be published at {_path(step, online)}: {size_in_words(forecast)}"
             if forecast.shared is not None:
-                text += f", {_shared(forecast.shared)} of it published"
+                text += f"; published of it: {_shared(forecast.shared)}"
             yield _annotation("notice", file, step.target.wish.line, text)
 
 
@@ -97,7 +99,7 @@ def _property(text: str) -> str:
 def print_check(image_list: Path, wishes: ImageList, online: Online | None, *, github: bool) -> None:
     """Problems, a table of what would become of the images that have none, and a summary."""
     problems = all_problems(wishes, online)
-    for line in workflow_commands(str(image_list), problems, online) if github else map(str, problems):
+    for line in workflow_commands(str(image_list), wishes, online) if github else map(str, problems):
         sys.stdout.write(f"{line if github else printable(line)}\n")
     if online and online.plan:
         _print_images(online.plan, online)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.scriptable_registry import OCI_LAYER, OCI_MANIFEST, ScriptableRegistry, to_json
-from tests.support import CliResult, Image, Index, file, layer, run_cli, start_docker_registry
+from tests.support import CliResult, Image, Index, RegistryServer, file, layer, run_cli, start_docker_registry
 from tests.support.site import Site
 
 TOOL = Image((layer(file("tool", "1")),))
@@ -28,17 +28,17 @@ class World:
     config: Path
 
 
-def add_large_image(registry: ScriptableRegistry, repository: str, *sizes: int) -> None:
+def add_large_image(registry: ScriptableRegistry, repository: str, tag: str, *sizes: int) -> None:
     """An image whose manifest claims layers of these sizes, of which there is not a byte."""
-    registry.add_image(repository, "1", [bytes(512)] * len(sizes))
-    content, media_type = registry.manifests[repository, "1"]
+    registry.add_image(repository, tag, [bytes(512)] * len(sizes))
+    content, media_type = registry.manifests[repository, tag]
     document = json.loads(content)
     document["layers"] = [
         {"mediaType": f"{OCI_LAYER}+gzip", "digest": f"sha256:{number:064x}", "size": size}
         for number, size in enumerate(sizes, 1)
     ]
     assert media_type == OCI_MANIFEST
-    registry.put_manifest(repository, "1", to_json(document))
+    registry.put_manifest(repository, tag, to_json(document))
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             public.push("org/arm", tag, TOOL.but(architecture="arm64"))
         public.push("org/partly", "1", Index((TOOL, TOOL.but(architecture="arm64"))))
         private.push("org/secret", "1", TOOL)
-        add_large_image(large, "org/large", 10 * GIB, 30 * GIB)
-        add_large_image(large, "org/huge", 300 * GIB)
+        add_large_image(large, "org/large", "1", 10 * GIB, 30 * GIB)
+        add_large_image(large, "org/huge", "1", 300 * GIB)
+        for size, tag in enumerate(("2.0", "2.1"), 40 * GIB):
+            add_large_image(large, "org/large", tag, size)
         site = Site(home / "site", insecure=(public.host, private.host, large.host))
         yield World(public.host, private.host, large.host, site.config)
 
 
 HEAD = "version: 1\nimages:\n"
 SHORT = "  - {public}/org/tool:13.0\n"
+BLOCKED = """\
+  - {public}/org/tool:12.9
+blocked:
+  - image: {public}/org/tool:12.9
+    reason: x
+"""
 MISTAKES: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     # A list, the line of its one mistake, how bad that is, and words that say what was found and what mends it.
     "a typo in a tag": (
@@ -107,11 +115,15 @@ MISTAKES: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     ),
     "a wrong platform of several tags": (
         f"{HEAD}{SHORT}  - {{public}}/org/arm:1.*\n",
-        4, "error", ("not available for linux/amd64", "name its platform", "; 1 more of this entry"),
+        4, "error", ("not available for linux/amd64", "name its platform", "; 1 more of this entry in the same way"),
     ),
     "an image of 40 GiB": (
         f"{HEAD}{SHORT}  - {{large}}/org/large:1\n",
         4, "warning", ("40.0 GiB compressed", "large image", "up to 20.0 GiB", "make it smaller", "the operators"),
+    ),
+    "several images of 40 GiB": (
+        f"{HEAD}{SHORT}  - {{large}}/org/large:2.*\n",
+        4, "warning", ("org/large:2.1 is a large image", "40.0 GiB compressed", "; 1 more of this entry"),
     ),
     "an image over the limit": (
         f"{HEAD}{SHORT}  - {{large}}/org/huge:1\n",
@@ -120,6 +132,14 @@ MISTAKES: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     "two filters that overlap": (
         f"{HEAD}  - {{public}}/org/tool:12.*\n  - {{public}}/org/tool:1*\n",
         4, "warning", ("selects 3 tags that", "on line 3 selects as well", "remove one of the two"),
+    ),
+    "an image that a filter selects": (
+        f"{HEAD}  - {{public}}/org/tool:12.*\n  - {{public}}/org/tool:12.9\n",
+        4, "warning", ("is selected by", "on line 3 as well", "remove this one"),
+    ),
+    "a blocked image": (
+        f"{HEAD}{SHORT}{BLOCKED}",
+        4, "warning", ("is blocked, on line 6: x",),
     ),
     "YAML with a tab": (
         f"{HEAD}{SHORT}\t- {{public}}/org/tool:12.11\n", 4, "error", ("a tab indents here", "spaces only"),
@@ -174,3 +194,57 @@ def test_each_mistake_is_told_once(world: World, tmp_path: Path, mistake: str) -
     # What is right beside it is told of once, and what is not is not told of as if it were.
     notices = [each for each in result.stdout.splitlines() if each.startswith("::notice ")]
     assert all("org/large" not in each and "org/huge" not in each for each in notices)
+
+
+@pytest.mark.parametrize("only_changes", [False, True])
+def test_a_link_that_another_image_has(docker_registry: RegistryServer, tmp_path: Path, *, only_changes: bool) -> None:
+    """Two images under one link would stop every cycle: it is told at the one that was added."""
+    registry = docker_registry.host
+    docker_registry.push("advice/tool", "1", TOOL)
+    site = Site(tmp_path, insecure=(registry,), settings={"layout": "osg"})
+    old = tmp_path / "old.yaml"
+    old.write_text(f"{HEAD}  - quay.io/advice/tool:1\n")
+    new = tmp_path / "new.yaml"
+    new.write_text(f"{HEAD}  - {registry}/advice/tool:1\n  - quay.io/advice/tool:1\n")
+    changes = ("--changed-since", old) if only_changes else ()
+    (problem,) = run_cli("check", "--json", "--online", "--config", site.config, *changes, new).ok(1).json["problems"]
+    assert problem["line"] == (3 if only_changes else 4)
+    assert "two images claim the link advice/tool:1" in problem["message"]
+    assert "remove one from the list" in problem["message"]
+
+
+def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
+    """Nobody can tell, and the message does not say that there is no such image."""
+    with ScriptableRegistry() as registry:
+        registry.fail("/v2/", status=500)
+        site = Site(tmp_path, insecure=(registry.host,))
+        path = site.wish(f"{registry.host}/org/tool:1")
+        (problem,) = run_cli("check", "--json", "--online", "--config", site.config, path).ok(1).json["problems"]
+    assert "run the check again" in problem["message"]
+    assert "not found" not in problem["message"]
+
+
+def test_mistakes_of_another_tools_list_have_its_lines(world: World, tmp_path: Path) -> None:
+    """A typo in a docker_images.txt is told at its line there."""
+    path = tmp_path / "docker_images.txt"
+    path.write_text(f"# tools\n\n{world.public}/org/tool:13.0\n{world.public}/org/tool:13.1\n")
+    (problem,) = run_cli("check", "--json", "--online", "--config", world.config, path).ok(1).json["problems"]
+    assert (problem["line"], problem["where"]) == (4, "")
+    assert "did you mean '13.0' or " in problem["message"]
+
+
+def test_limits_of_the_configuration(world: World, tmp_path: Path) -> None:
+    """`large_image`, `spool_limit` and `limits.bytes` say what is too much; without them nothing is."""
+    path = tmp_path / "image-list.yaml"
+    path.write_text(f"{HEAD}  - {world.large}/org/large:1\n")
+    for settings, severity, words in (
+        ({"large_image": None}, None, ""),
+        ({"large_image": "50G"}, None, ""),
+        ({"spool_limit": "30G"}, "error", "'spool_limit'"),
+        ({"limits": {"bytes": "30G"}}, "error", "'limits.bytes'"),
+        ({"large_image": "10G", "limits": {"bytes": None}}, "warning", "up to 10.0 GiB"),
+    ):
+        site = Site(tmp_path, insecure=(world.large,), settings=settings)
+        problems = run_cli("check", "--json", "--online", "--config", site.config, path).json["problems"]
+        assert [problem["severity"] for problem in problems] == ([severity] if severity else [])
+        assert all(words in problem["message"] for problem in problems)

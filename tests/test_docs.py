@@ -408,3 +408,17 @@ def test_units_in_the_pages_are_what_systemd_understands(tmp_path: Path) -> None
         (tmp_path / name).write_text(text)
     for name, _ in shown:
         verify_unit(tmp_path / name)
+
+
+def test_checking_has_all_fields_of_its_document(tmp_path: Path) -> None:
+    """docs/checking.md names what `check --online --json` has for each image beyond what `plan --json` has."""
+    write_layout(tmp_path / "layout", {"1": Image((layer(file("x", "1")),))})
+    (tmp_path / "image-list.yaml").write_text("version: 1\nimages: ['oci:layout:1']\n")
+    (tmp_path / "cvmfs-sync.yaml").write_text("")
+    document = run_cli("check", "--json", "--online", tmp_path / "image-list.yaml").ok().json
+    (plain,) = run_cli("plan", "--json", "--config", tmp_path / "cvmfs-sync.yaml").ok().json["steps"]
+    (step,) = document["online"]["steps"]
+    page = section(DOCS / "checking.md", "In JSON")
+    assert set(column(page, "field", "meaning")) == set(step) - set(plain)
+    for name in (*document, *step["unpacked"], "layers", "image"):
+        assert f"`{name}`" in page

@@ -1072,3 +1072,29 @@ def test_against_docker_registry_with_passwords(
             bad.manifest(name)
         bad.close()
         assert "wr0ng-secret" not in str(caught.value)
+
+
+def test_a_part_of_a_blob() -> None:
+    """Just the bytes that were asked for, or None: for a whole answer, another range, an error, or a cut."""
+    blob = bytes(range(256)) * 8
+    with ScriptableRegistry() as registry:
+        image = registry.add_image("org/name", "1", [blob])
+        name = Reference.parse(f"{registry.host}/org/name:1")
+        descriptor = Descriptor("x", Digest.parse(image.layers[0]), len(blob))
+        source = RegistrySource(default=RegistrySettings(insecure=True, requests_per_second=1000))
+        assert source.part(name, descriptor, 100, 4) == blob[100:104]
+        assert source.part(name, descriptor, len(blob) - 4, 4) == blob[-4:]
+        assert source.part(name, descriptor, 0, 4) == blob[:4]
+        registry.ranges = False
+        assert source.part(name, descriptor, 0, 4) is None
+        registry.ranges = True
+        other = {"Content-Range": f"bytes 0-3/{len(blob)}"}
+        for status, headers in ((206, other), (206, {}), (404, {}), (416, {})):
+            registry.fail("/blobs/", status=status, headers=headers, body=blob[:4])
+            assert source.part(name, descriptor, 100, 4) is None
+            registry.heal()
+        registry.truncate("/blobs/", 2)
+        assert source.part(name, descriptor, 100, 4) is None
+        registry.heal()
+        assert source.part(name, descriptor, 100, 4) == blob[100:104]
+        source.close()

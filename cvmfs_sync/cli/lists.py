@@ -61,11 +61,11 @@ def _check(
         if path is not None:
             _require_file(path)
     today = now().date()
-    wishes = checking.load_any(image_list, today)
+    wishes = whole = checking.load_any(image_list, today)
     if changed_since is not None:
         old = checking.load_any(changed_since, today, image_list)
         wishes = checking.changed_since(wishes, old, checking.added_lines(image_list, changed_since))
-    asked = checking.online(wishes, image_list, config) if online else None
+    asked = checking.online(wishes, whole, image_list, config) if online else None
     if json_output or output is Format.JSON:
         print_json(check_document(wishes, asked))
     else:
