@@ -312,7 +312,7 @@ BROKEN = {
     "evil": ("InvalidImage", "layer 1"),
     "nojson": ("InvalidManifest", "not JSON"),
     "helm": ("InvalidManifest", "an artifact, not a container image"),
-    "arm": ("ImageNotFound", "not available for linux/amd64"),
+    "arm": ("NotForPlatform", "not available for linux/amd64"),
 }
 
 
