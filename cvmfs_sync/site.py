@@ -14,6 +14,7 @@ from cvmfs_sync.config import Config
 from cvmfs_sync.errors import UsageError
 from cvmfs_sync.ownfiles import Written, own_files
 from cvmfs_sync.pages.site import PER_PAGE, Part, StaticSite
+from cvmfs_sync.pages.texts import web_address
 from cvmfs_sync.view.documents import Summary
 from cvmfs_sync.view.queries import View
 from cvmfs_sync.view.snapshot import Query
@@ -47,9 +48,11 @@ def write_site(view: View, directory: Path, url: str | None = None) -> Written:
 
     Raises:
         CvmfsSyncError: List, repository or database can't be read; nothing has been changed.
-        UsageError: The directory holds what is not ours; nothing has been changed.
+        UsageError: That is no address, or the directory holds what is not ours; nothing has been changed.
         RepositoryError: The file system refuses something. What is there can be read, and the next run completes it.
     """
+    if url is not None and (web_address(url) is None or set("?#") & set(url)):
+        raise UsageError("the site has no such address", found=url, expected="https://host/path")
     view.require("list", "repository", "state")
     images = view.every()
     site = StaticSite(view.repository, images, url)

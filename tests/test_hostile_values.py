@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -35,6 +36,11 @@ from tests.support.site import Site
 _LONG = "x" * 1_000_000
 # Lone surrogates are refused where they would come in: no manifest, list or database holds one.
 TEXTS = [*(text for text in HOSTILE if text.encode(errors="replace").decode() == text), _LONG]
+# Of directories, which are in the names of OCI layouts.
+NAMES = (
+    "<img src=x onerror=alert(1)>", "&'\"%#?;", "{{7*7}}", "javascript:alert(1)", ",x:y", "\u00e4\u0627\u0644", "..a",
+    "$(id)`id`",
+)  # fmt: skip
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 # The most that one image, or a page of the catalogue, may make us say.
 _MOST = 600_000
@@ -42,7 +48,10 @@ _MOST = 600_000
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Two images for each text: one that is published, and one that has failed; all records tell nonsense of layers."""
+    """Two images for each text: one that is published, and one that has failed; all records tell nonsense of layers.
+
+    And one for each name, published as the list still asks for it.
+    """
     site = Site(tmp_path_factory.mktemp("hostile"))
     images = {
         f"t{number}": Image(
@@ -52,15 +61,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         for number, text in enumerate(TEXTS)
     }  # fmt: skip
     layout = write_layout(site.home / "layout", images)
-    site.wish(*(f"oci:{layout}:{tag}" for tag in images))
+    named = [
+        f"oci:{write_layout(site.home / name / 'x', {'name': Image((layer(file('a', name)),))})}:name" for name in NAMES
+    ]
+    site.wish(*named, *(f"oci:{layout}:{tag}" for tag in images))
     site.run("sync", "--json")
     catalogue = site.root / CATALOGUE
     document = json.loads(catalogue.read_bytes())
     for line in document["images"].values():
+        if line["image"].endswith(":name"):
+            continue
         text = TEXTS[int(line["image"].rpartition(":t")[2])]
         line |= dict.fromkeys(("description", "contact", "definition", "list_commit", "requested_by"), text)
     catalogue.write_text(json.dumps(document))
-    site.wish(*(f"oci:{layout}:f{number}" for number in range(len(TEXTS))))
+    site.wish(*named, *(f"oci:{layout}:f{number}" for number in range(len(TEXTS))))
     for record in (site.root / RECORDS).rglob("*.json"):
         document = json.loads(record.read_bytes())
         document["layers"] += [{"digest": _LONG, "size": 1}, {"digest": [], "size": 1}, {"size": 1}]
@@ -102,7 +116,10 @@ def test_texts_are_there(view: View) -> None:
     images = view.every()
     assert [image.state for image in images].count("unlisted") == len(TEXTS)
     assert [image.state for image in images].count("failed") == len(TEXTS)
+    assert [image.state for image in images].count("published") == len(NAMES)
     for image in images:
+        if image.state == "published":
+            continue
         text = TEXTS[int(re.split(r":[tf]", image.link)[-1])]
         found = view.image(image.link)
         assert found is not None
@@ -133,12 +150,35 @@ def test_documents(client: TestClient, view: View) -> None:
 
 def test_pages(client: TestClient, view: View) -> None:
     """No text becomes an element, an attribute, an address that runs, or a character that can't be seen."""
-    paths = ["/", "/?limit=200", "/activity", "/operations", *(f"/images/{image.link}" for image in view.every())]
+    paths = [
+        "/",
+        "/?limit=200",
+        "/activity",
+        "/operations",
+        *(f"/images/{quote(image.link)}" for image in view.every()),
+    ]
     for path in paths:
         answer = client.get(path, headers={"Accept": "text/html"})
         assert answer.status_code == 200
         require_bounded(answer.content)
         require_harmless(answer.text)
+
+
+def test_links_lead_where_they_say(client: TestClient, view: View) -> None:
+    """Whatever is in an image's name, the links of the catalogue lead to its page, and those of the page to its own."""
+    catalogue = require_harmless(client.get("/?limit=200").text)
+    links = {each["href"] for each in catalogue.all("a") if each["href"].startswith("/images/")}
+    assert len(links) == len(view.every())
+    named = [link for link in links if link.endswith(":name")]
+    assert len(named) == len(NAMES)
+    for link in named:
+        answer = client.get(link)
+        assert answer.status_code == 200, link
+        page = require_harmless(answer.text)
+        (badge,) = (each["src"] for each in page.all("img"))
+        assert "published" in client.get(badge).text, link
+        feeds = {each["href"] for each in page.all("link") if each["rel"] == "alternate"}
+        assert [client.get(feed).status_code for feed in feeds] == [200, 200], link
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -155,12 +195,12 @@ def test_pages_say_again_what_was_asked(client: TestClient, text: str) -> None:
 
 def test_feeds_and_badges(client: TestClient, view: View) -> None:
     """Are well-formed, of their own elements alone, and lead to our pages."""
-    for path in ("/feeds/all.atom", *(f"/feeds/images/{image.link}" for image in view.every())):
+    for path in ("/feeds/all.atom", *(f"/feeds/images/{quote(image.link)}" for image in view.every())):
         content = client.get(path).content
         require_bounded(content)
         require_harmless_feed(content)
     for image in view.every():
-        content = client.get(f"/badges/{image.link}").content
+        content = client.get(f"/badges/{quote(image.link)}").content
         require_bounded(content, 3000)
         require_harmless_badge(content)
 
@@ -173,16 +213,18 @@ def test_dictionaries(client: TestClient) -> None:
         require_bounded(answer.content)
         told[form] = answer.json()
     assert {link: image["path"] for link, image in told["json"].items()} == told["htcondor"]
+    assert len(told["json"]) == len(TEXTS) + len(NAMES)
     dictionary = client.get("/api/v1/export?format=glideinwms").text
     assert re.fullmatch(r"[A-Za-z0-9._/@+=-]+:/[\w./:-]+(?:,[A-Za-z0-9._/@+=-]+:/[\w./:-]+)*\n", dictionary)
-    assert dictionary.count(",") == len(told["json"]) - 1 == len(TEXTS) - 1
+    plain = [name for name in NAMES if re.fullmatch(r"[a-z.]+", name)]
+    assert dictionary.count(",") == len(TEXTS) + len(plain) - 1
 
 
 def test_static_files(site: Site, tmp_path: Path) -> None:
     """The same of files, whose names are harmless as well."""
     site.run("site", "--out", tmp_path / "out")
     paths = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(paths) > 3 * 2 * len(TEXTS)
+    assert len(paths) > 3 * (2 * len(TEXTS) + len(NAMES))
     for path in paths:
         assert re.fullmatch(r"(?:[a-z]+/)?\.?[a-z0-9][a-z0-9.-]*", str(path.relative_to(tmp_path / "out")))
         content = path.read_bytes()
@@ -196,7 +238,7 @@ def test_static_files(site: Site, tmp_path: Path) -> None:
                 require_harmless_badge(content)
             case ".json":
                 json.loads(content)
-    assert Images.model_validate_json((tmp_path / "out/images.json").read_bytes()).total == 2 * len(TEXTS)
+    assert Images.model_validate_json((tmp_path / "out/images.json").read_bytes()).total == len(NAMES) + 2 * len(TEXTS)
 
 
 def test_commands_print_no_control_characters(site: Site) -> None:

@@ -238,6 +238,13 @@ def test_by_an_address(site: Site, tmp_path: Path) -> None:
     assert re.search(r'src="\.\./badges/[^"]+"', page.read_text())
 
 
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "images.example.org", "https://host/?a=b", "https://u:p@host/"])
+def test_what_is_no_address(site: Site, tmp_path: Path, url: str) -> None:
+    """Is refused before anything is written."""
+    assert "no such address" in site.run("site", "--out", tmp_path / "out", "--url", url, rc=2).stderr
+    assert not (tmp_path / "out").exists()
+
+
 def break_the_list(site: Site) -> str:
     (site.home / "image-list.yaml").write_text("version: [")
     for copy in (site.home / "state").glob("image-list*"):
