@@ -15,14 +15,24 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
 from cvmfs_sync.errors import CvmfsSyncError
 from cvmfs_sync.passes import current_pass
+from cvmfs_sync.ports import Unit
 
 __all__ = [
     "Bars",
@@ -47,7 +57,7 @@ class Bars:
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            DownloadColumn(),
+            _Amount(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
@@ -65,18 +75,30 @@ class Bars:
     ) -> None:
         self._bars.stop()
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """See `ports.Progress`."""
         with self._lock:
             if self._task is not None:
                 self._bars.remove_task(self._task)
-            self._task = self._bars.add_task(what, total=total)
+            self._task = self._bars.add_task(what, total=total, unit=unit)
 
     def advance(self, amount: int) -> None:
         """See `ports.Progress`."""
         with self._lock:
             if self._task is not None:
                 self._bars.advance(self._task, amount)
+
+
+class _Amount(ProgressColumn):
+    """How much of the work is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._columns: dict[Unit, ProgressColumn] = {"bytes": DownloadColumn(), "images": MofNCompleteColumn()}
+
+    def render(self, task: Task) -> RenderableType:
+        """See rich."""
+        return self._columns[task.fields["unit"]].render(task)
 
 
 class _Formatter(logging.Formatter):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cvmfs_sync.flatten import Layer
 from cvmfs_sync.image import Descriptor, ResolvedImage
-from cvmfs_sync.ports import Progress, Silent
+from cvmfs_sync.ports import Progress, Silent, Unit
 from cvmfs_sync.reference import Digest
 from cvmfs_sync.resolve import Sources
 from cvmfs_sync.spool import Spool
@@ -129,10 +129,10 @@ class _Downloads:
             pins = self._pins.pop_all()
         pins.close()
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """See `ports.Progress`."""
         with self._lock:
-            self._progress.start(what, total)
+            self._progress.start(what, total, unit)
 
     def advance(self, amount: int) -> None:
         """See `ports.Progress`; a download calls it with each piece, so here it is stopped."""

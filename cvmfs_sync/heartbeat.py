@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from cvmfs_sync.ports import Progress
+from cvmfs_sync.ports import Progress, Unit
 
 __all__ = ["Heartbeat", "Telling"]
 
@@ -76,11 +76,11 @@ class Telling:
         self._heartbeat = heartbeat
         self._begun = begun
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """See `ports.Progress`."""
         self._heartbeat.beat()
         self._begun(what)
-        self._inner.start(what, total)
+        self._inner.start(what, total, unit)
 
     def advance(self, amount: int) -> None:
         """See `ports.Progress`."""

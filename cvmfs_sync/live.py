@@ -18,7 +18,7 @@ from typing import Protocol
 from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.config import Config
 from cvmfs_sync.diskuse import size_below
-from cvmfs_sync.ports import Progress
+from cvmfs_sync.ports import Progress, Unit
 from cvmfs_sync.view import documents
 from cvmfs_sync.view.activity import Activity, Waiting
 
@@ -34,6 +34,7 @@ class _Work:
 
     what: str
     total: int
+    unit: Unit
     since: datetime
 
 
@@ -73,10 +74,10 @@ class Live:
         """A `Progress` that passes on what it is told, and notes it here."""
         return _Watched(self, progress)
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """See `ports.Progress`."""
         self._done = 0
-        self._work = _Work(what, total, self._clock())
+        self._work = _Work(what, total, unit, self._clock())
 
     def advance(self, amount: int) -> None:
         """See `ports.Progress`."""
@@ -110,7 +111,9 @@ class Live:
                 since=since,
                 progress=None
                 if work is None
-                else documents.Progress(what=work.what, done=self._done, total=work.total, since=work.since),
+                else documents.Progress(
+                    what=work.what, done=self._done, total=work.total, unit=work.unit, since=work.since
+                ),
                 total=backlog.total,
                 results=dict(backlog.results()) if since is not None else {},
                 last_ended=last[0] if last else None,
@@ -139,10 +142,10 @@ class _Watched:
         self._live = live
         self._inner = inner
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """See `ports.Progress`."""
-        self._live.start(what, total)
-        self._inner.start(what, total)
+        self._live.start(what, total, unit)
+        self._inner.start(what, total, unit)
 
     def advance(self, amount: int) -> None:
         """See `ports.Progress`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from cvmfs_sync.image import ResolvedImage
 from cvmfs_sync.passes import in_pass, new_pass
-from cvmfs_sync.ports import Progress
+from cvmfs_sync.ports import Progress, Unit
 from cvmfs_sync.prepare import Prepared, Preparer
 
 __all__ = ["Job", "pipeline"]
@@ -120,7 +120,7 @@ class _Behind:
             self._progress.start(f"fetching {self._job.what}", self._job.image.compressed_size)
             self._progress.advance(self._done)
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """See `ports.Progress`."""
 
     def advance(self, amount: int) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.reference import Digest, ImageName
 
-__all__ = ["Clone", "Costs", "Partial", "Progress", "Repository", "Silent", "Source", "Traits", "Transaction"]
+__all__ = ["Clone", "Costs", "Partial", "Progress", "Repository", "Silent", "Source", "Traits", "Transaction", "Unit"]
 
+Unit: TypeAlias = Literal["bytes", "images"]
 Name = TypeVar("Name", bound=ImageName, contravariant=True)
 
 
@@ -183,17 +184,17 @@ class Repository(Protocol):
 class Progress(Protocol):
     """Somebody who wants to know how far a long piece of work is."""
 
-    def start(self, what: str, total: int) -> None:
-        """A new piece of work of `total` bytes begins."""
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
+        """A new piece of work of so many bytes, or images, begins."""
 
     def advance(self, amount: int) -> None:
-        """So many bytes more are done."""
+        """So many more are done."""
 
 
 class Silent:
     """The `Progress` of nobody."""
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
         """Do nothing."""
 
     def advance(self, amount: int) -> None:

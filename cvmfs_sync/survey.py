@@ -146,7 +146,7 @@ def survey(context: Context, wishes: ImageList, only: Sequence[ImageName] = (), 
     if only and insist:
         _require_selected(only, targets)
     names = list(dict.fromkeys(target.name for target in targets if isinstance(target, Target)))
-    context.progress.start("asking registries", len(names))
+    context.progress.start("asking registries", len(names), "images")
     answers = dict(zip(names, ask_each(names, lambda name: name, lambda name: _ask(context, name)), strict=True))
     unlisted = tuple(wish for wish, (_, listed) in zip(current, expanded, strict=True) if not listed)
     return Survey(tuple(targets), answers, expired, unlisted)

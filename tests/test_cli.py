@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.progress import ProgressColumn
 
+from cvmfs_sync.console import Bars
+from cvmfs_sync.ports import Unit
 from tests import support
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support.site import Site
@@ -552,6 +555,16 @@ def test_progress_is_for_terminals_only(site: Site, registry: ScriptableRegistry
     assert in_terminal("squash", "--insecure", tool)[0] == 2
     result = support.run_cli("unpack", "--insecure", tool, tmp_path / "quiet").ok()
     assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("bytes", "2/3 bytes"), ("images", "2/3")])
+def test_bars_count_bytes_or_images(unit: Unit, amount: str) -> None:
+    """Three registries are not three bytes."""
+    bars = Bars()
+    bars.start("working", 3, unit)
+    bars.advance(2)
+    (task,) = bars._bars.tasks
+    assert amount in [str(column(task)) for column in bars._bars.columns if isinstance(column, ProgressColumn)]
 
 
 def test_words_of_others_do_nothing_to_a_terminal(site: Site, registry: ScriptableRegistry) -> None:

@@ -19,6 +19,7 @@ from hypothesis import event, example, given, settings
 from cvmfs_sync import tree
 from cvmfs_sync.errors import InvalidImage, LimitExceeded
 from cvmfs_sync.flatten import Arrangement, Layer, Placement, Sink, flatten
+from cvmfs_sync.ports import Unit
 from cvmfs_sync.removal import remove_tree
 from cvmfs_sync.rootfs import DirectorySink
 from cvmfs_sync.sandbox import furnish
@@ -460,7 +461,7 @@ def test_progress_counts_compressed_bytes() -> None:
     advanced: list[int] = []
 
     class Counter:
-        def start(self, what: str, total: int) -> None:
+        def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
             raise AssertionError("the caller starts")
 
         def advance(self, amount: int) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import requests
@@ -15,8 +16,9 @@ from cvmfs_sync.backlog import Backlog
 from cvmfs_sync.config import load
 from cvmfs_sync.control import ask
 from cvmfs_sync.frontdesk import FrontDesk
+from cvmfs_sync.heartbeat import Heartbeat, Telling
 from cvmfs_sync.live import Live
-from cvmfs_sync.ports import Silent
+from cvmfs_sync.ports import Silent, Unit
 from cvmfs_sync.registry import RegistryMemory
 from cvmfs_sync.state import State
 from cvmfs_sync.view.activity import Activity
@@ -59,6 +61,18 @@ def test_a_piece_of_work_is_seen_while_it_lasts(tmp_path: Path) -> None:
     seen = activity_of(live, backlog, tmp_path)
     assert seen.cycle.progress is None
     assert (seen.cycle.last_result, seen.cycle.last_seconds) == ("ok", 1.5)
+
+
+def test_it_is_known_what_is_counted(tmp_path: Path) -> None:
+    """Registries are asked for images, all else is bytes."""
+    live, backlog = Live(lambda: NOW), Backlog()
+    progress = Telling(live.watched(Silent()), Heartbeat(), lambda _what: None)
+    seen = []
+    with live.cycle():
+        for unit in get_args(Unit):
+            progress.start("working", 3, unit)
+            seen.append(activity_of(live, backlog, tmp_path).cycle.progress)
+    assert [each.unit for each in seen if each is not None] == ["bytes", "images"]
 
 
 def test_registries_are_told_with_their_limits(tmp_path: Path) -> None:

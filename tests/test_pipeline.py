@@ -11,7 +11,7 @@ import pytest
 
 from cvmfs_sync.errors import BlobMismatch, LimitExceeded
 from cvmfs_sync.pipeline import Job, pipeline
-from cvmfs_sync.ports import Silent
+from cvmfs_sync.ports import Silent, Unit
 from cvmfs_sync.prepare import Prepared
 from tests.fakes.scriptable_registry import ScriptableRegistry
 from tests.support import images
@@ -166,7 +166,7 @@ def test_progress_is_shown_of_what_is_waited_for(shop: Workshop, registry: Scrip
     told: list[tuple[str, int]] = []
 
     class Told:
-        def start(self, what: str, total: int) -> None:
+        def start(self, what: str, total: int, unit: Unit = "bytes") -> None:
             told.append((what, -total))
 
         def advance(self, amount: int) -> None:

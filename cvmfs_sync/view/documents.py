@@ -175,8 +175,9 @@ class Progress(Document):
     """A piece of work that is under way."""
 
     what: str
-    done: int = Field(description="Bytes.")
-    total: int = Field(description="Bytes; 0 if that is not known.")
+    done: int
+    total: int = Field(description="0 if that is not known.")
+    unit: Literal["bytes", "images"] = Field(default="bytes", description="Of what.")
     since: datetime
 
 
