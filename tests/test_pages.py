@@ -20,7 +20,7 @@ from cvmfs_sync.pages import (
     static_files,
 )
 from cvmfs_sync.pages import texts as shown
-from cvmfs_sync.view.documents import Cycle
+from cvmfs_sync.view.documents import Cycle, Progress
 from tests.support import documents
 from tests.support.documents import HOSTILE, NOW
 from tests.support.harmless import Page, require_harmless
@@ -62,7 +62,7 @@ class _Urls:
     def static(self, name: str) -> str:
         return f"/static/{name}"
 
-    def absolute(self, url: str) -> str:
+    def absolute(self, url: str) -> str | None:
         return f"https://images.example.org{url}"
 
 
@@ -234,10 +234,47 @@ def test_image_tells_where_it_comes_from() -> None:
         assert text in words
 
 
+def test_waiting_image_leads_to_the_queue() -> None:
+    """Where its place is told; a site of files has none."""
+    waiting = documents.image(state="pending", waiting_since=NOW - timedelta(minutes=4))
+    page = image_page(SITE, waiting)
+    assert "It joined the queue 4 minutes ago" in Page(page).words()
+    assert 'href="/activity#queue"' in page
+    files = image_page(Site(_Urls(queries=False), "unpacked.example.org"), waiting)
+    assert "It joined the queue" in Page(files).words()
+
+
+def test_markdown_is_offered_where_it_works_elsewhere() -> None:
+    """Not where nobody has said how the world reaches the pages."""
+
+    class Relative(_Urls):
+        def absolute(self, url: str) -> str | None:
+            return None
+
+    page = image_page(Site(Relative(), "unpacked.example.org", NOW), documents.image())
+    assert 'class="badge"' in page
+    assert "Markdown" not in page
+
+
+def test_events_tell_what_publishing_took() -> None:
+    """A bare number would be read as anything; the text of a failure is left as it is."""
+    took = documents.event(detail="12.3 s")
+    failed = documents.event(event="failed", digest=None, before=None, detail="no answer within 60 s")
+    words = Page(activity_page(SITE, documents.cycle(), documents.queue(), documents.events(took, failed))).words()
+    assert "took 12.3 s" in words
+    assert "took no answer" not in words
+
+
+_ASKING = Progress(what="asking registries", done=3, total=1200, unit="images", since=NOW)
+
+
 @pytest.mark.parametrize(
     ("cycle", "text"),
     [
         (documents.cycle(), "312 MB of 740 MB"), (documents.cycle(), "100 of 128 looked at"),
+        (documents.cycle(doing="a cycle"), "A cycle is running"),
+        (documents.cycle(progress=_ASKING), "asking registries 3 of 1,200 images"),
+        (documents.cycle(progress=_ASKING.model_copy(update={"total": 0})), "asking registries 3 images"),
         (documents.cycle(running=False), "No daemon is running."),
         (documents.cycle(doing="", progress=None, since=None), "The next cycle begins in 8 minutes"),
     ],
@@ -257,6 +294,16 @@ def test_operations_tells_of_a_refused_list() -> None:
     words = Page(operations_page(SITE, documents.operations(image_list=refused))).words()
     assert "line 3: no such key" in words
     assert "✕ Left alone" in words
+
+
+def test_operations_tells_what_there_is_to_tell() -> None:
+    """Of requests only those that there were, in words; of a list on the publisher's disk not its path."""
+    registry = documents.operations().registries[0].model_copy(update={"requests": {"not_found": 3, "error": 0}})
+    source = documents.operations().image_list.model_copy(update={"source": "<image_list>"})
+    words = Page(operations_page(SITE, documents.operations(registries=[registry], image_list=source))).words()
+    assert "not found 3" in words
+    assert "error 0" not in words
+    assert "a file of the publisher" in words
 
 
 def test_every_page_is_fit_for_screen_readers() -> None:

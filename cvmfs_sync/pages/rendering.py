@@ -171,6 +171,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "ago": texts.ago,
+        "amount": texts.amount,
         "count": texts.count,
         "duration": texts.duration,
         "exact": texts.exact,
@@ -180,6 +181,7 @@ def _environment() -> Environment:
         "visible": texts.visible,
     }
     environment.globals |= {
+        "doings": words.DOINGS,
         "events_words": words.EVENTS,
         "most": _MOST,
         "sorts": words.SORTS,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
-__all__ = ["ago", "count", "duration", "exact", "short_digest", "shown", "size", "visible", "web_address"]
+__all__ = ["ago", "amount", "count", "duration", "exact", "short_digest", "shown", "size", "visible", "web_address"]
 
 _SHOWN = 400
 # U+200C and U+200D join or separate letters of Persian, Hindi and others, and emoji: words need them.
@@ -84,6 +84,11 @@ def size(number: int | None) -> str:
         if value < 999.5 or unit == "TB":
             break
     return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.1f} {unit}"
+
+
+def amount(number: int, unit: str) -> str:
+    """So many bytes, or images."""
+    return size(number) if unit == "bytes" else f"{count(number)} {unit}"
 
 
 def duration(seconds: float) -> str:

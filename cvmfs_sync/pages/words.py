@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cvmfs_sync.view.documents import ImageState
 
-__all__ = ["EVENTS", "SORTS", "STATES", "Word"]
+__all__ = ["DOINGS", "EVENTS", "SORTS", "STATES", "Word"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +55,11 @@ SORTS: Mapping[str, str] = {
     "-size": "Largest first",
     "state": "State",
 }
+
+DOINGS: Mapping[str, str] = {
+    "a cycle": "A cycle is running",
+    "a garbage collection": "What nobody asks for any more is being retired",
+    "reading the image list": "The image list is being read",
+    "what was asked for": "What somebody has asked for is being published",
+}
+"""What the daemon says that it does, as a sentence."""

@@ -58,8 +58,9 @@ REASONS: Mapping[str, Reason] = {
         "Build the image again with a current tool; the text below names the file.",
     ),
     "LimitExceeded": Reason(
-        "The image is larger than what this repository takes.",
-        "Make it smaller, for example without data sets; or ask the operators whether the limit can be raised.",
+        "The image is beyond one of the limits of this repository: of its size, or of what its files are like.",
+        "The text below names the limit. Make the image smaller, for example without data sets; or ask the operators"
+        " whether the limit can be raised.",
     ),
     "NotAsMeant": Reason("What was written to the repository was not right, and was not published.", _WAIT),
     "ImageError": _UNKNOWN,

@@ -89,21 +89,21 @@ class _Urls:
     def static(self, name: str) -> str:
         return f"/static/{_hashes()[name]}/{name}"
 
-    def absolute(self, url: str) -> str:
-        return self.base + url
+    def absolute(self, url: str) -> str | None:
+        return self.base + url if self.base else None
 
 
 class _Absolute(_Urls):
     """The same for what is read elsewhere."""
 
     def catalogue(self, parameters: Mapping[str, str]) -> str:
-        return self.absolute(super().catalogue(parameters))
+        return self.base + super().catalogue(parameters)
 
     def image(self, link: str) -> str:
-        return self.absolute(super().image(link))
+        return self.base + super().image(link)
 
     def feed(self, link: str | None = None) -> str | None:
-        return self.absolute(super().feed(link) or "")
+        return self.base + (super().feed(link) or "")
 
 
 def absolute_urls(request: Request) -> Urls:

@@ -76,7 +76,8 @@
       const field = (name) => live.querySelector(`[data-field="${name}"]`);
       if (progress && field("amount")) {
         field("what").textContent = progress.what;
-        field("amount").textContent = size(progress.done) + (progress.total ? ` of ${size(progress.total)}` : "");
+        const [done, total] = [progress.done, progress.total].map(progress.unit === "bytes" ? size : (number) => number.toLocaleString("en"));
+        field("amount").textContent = done + (progress.total ? ` of ${total}` : "") + (progress.unit === "bytes" ? "" : ` ${progress.unit}`);
         const bar = live.querySelector("progress");
         if (progress.total) { bar.max = progress.total; bar.value = Math.min(progress.done, progress.total); }
         else bar.removeAttribute("value");
