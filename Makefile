@@ -17,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-packages lint format bench fuzz soak pins schemas clean
+.PHONY: help install install-dev demo screenshots test test-packages lint format bench fuzz soak pins schemas clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ install-dev: $(INSTALLED_DEV) ## install what tests and linters need, too
 
 demo: $(INSTALLED) ## publish, update and run real images in a temporary directory
 	@$(BIN)/python demo/run.py $(ARGS)
+
+screenshots: $(INSTALLED_DEV) ## take the pictures of the README again (needs chromium)
+	@$(BIN)/python -m demo.screenshots $(ARGS)
 
 test: $(INSTALLED_DEV) test-packages ## run all tests; ARGS='-k name -x' for some of them
 	@$(BIN)/python -m pytest $(ARGS)

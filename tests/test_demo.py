@@ -150,3 +150,26 @@ def test_demo_fails_when_a_promise_does_not_hold(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "demo failed: this does not hold: both images are to be published" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+@pytest.mark.slow
+def test_screenshots_are_taken(tmp_path: Path) -> None:
+    """Those that the README shows, small enough for a repository."""
+    require("chromium")
+    command = [sys.executable, "-m", "demo.screenshots", str(tmp_path / "images")]
+    result = subprocess.run(
+        command,
+        cwd=DEMO.parent,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    names = {path.name for path in (DEMO.parent / "docs/images").iterdir()}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == names
+    readme = (DEMO.parent / "README.md").read_text()
+    for path in (DEMO.parent / "docs/images").iterdir():
+        assert f"](docs/images/{path.name})" in readme
+        assert path.read_bytes()[8:12] == b"WEBP"
+        assert path.stat().st_size <= 60_000
