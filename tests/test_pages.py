@@ -197,6 +197,15 @@ def test_empty_catalogue(total: int, parameters: dict[str, str], text: str) -> N
     assert text in Page(catalogue_page(SITE, documents.images([], total=total), parameters)).words()
 
 
+def test_beyond_the_last_page() -> None:
+    """The way back is to the first page of what was asked for, and no number of a page is told that is none."""
+    found = documents.images([], total=131, offset=5000, limit=50)
+    page = Page(catalogue_page(SITE, found, {"q": "debian", "offset": "5000"}))
+    assert "There is no such page." in page.words()
+    assert "Page 101" not in page.words()
+    assert "/?q=debian" in {each["href"] for each in page.all("a")}
+
+
 def test_a_site_of_files_offers_nothing_that_needs_a_server() -> None:
     """There is no form, no page of the daemon, and no distance of time that would be wrong tomorrow."""
     site = Site(_Urls(queries=False), "unpacked.example.org")
@@ -283,7 +292,8 @@ def test_activity_says_what_is_done(cycle: Cycle, text: str) -> None:
     """A running cycle, one that is to come, and no daemon at all."""
     words = Page(activity_page(SITE, cycle, documents.queue(), documents.events())).words()
     assert text in words
-    assert "Nothing waits." in words
+    assert ("Nothing waits." in words) is cycle.running
+    assert ("It begins with the next cycle." in words) is not cycle.running
 
 
 def test_operations_tells_of_a_refused_list() -> None:
