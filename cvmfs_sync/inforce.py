@@ -15,6 +15,7 @@ from cvmfs_sync.config import Config
 from cvmfs_sync.errors import CvmfsSyncError, ListError, RepositoryError
 from cvmfs_sync.eventlog import Document
 from cvmfs_sync.imagelist import ImageList
+from cvmfs_sync.layout import Layout
 from cvmfs_sync.listsource import name_of, read_list
 from cvmfs_sync.metrics import Metrics
 from cvmfs_sync.service import note_list, open_state
@@ -47,7 +48,9 @@ class ListInForce:
         at = self._clock()
         refused: ListError | None
         try:
-            reading = read_list(config.image_list, config.state_dir, today=at.date(), lenient=True)
+            reading = read_list(
+                config.image_list, config.state_dir, today=at.date(), layout=Layout(config.layout), lenient=True
+            )
             self.wishes, refused = reading.wishes, reading.refused
         except CvmfsSyncError as error:
             what = f"{name_of(config.image_list)}: the image list cannot be kept"

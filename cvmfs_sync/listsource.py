@@ -29,7 +29,9 @@ from cvmfs_sync.deadline import DeadlineAdapter
 from cvmfs_sync.errors import ListError
 from cvmfs_sync.gitlist import fetch_file, origins, shown
 from cvmfs_sync.imagelist import ImageList, Origin, load, parse
+from cvmfs_sync.layout import Layout
 from cvmfs_sync.rootfs import os_errors
+from cvmfs_sync.survey import require_distinct_links
 from cvmfs_sync.yamlfile import MAX_BYTES
 
 __all__ = ["ListSource", "Reading", "known_list", "name_of", "read_list"]
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = (10, 60)
 # For all of it: the daemon waits, and does nothing else meanwhile.
 _WHOLE_SECONDS = 120.0
+
+_LAYOUT = Layout("unpacked")
 
 ListSource = Path | str | GitList
 
@@ -54,24 +58,27 @@ class Reading:
     refused: ListError | None = None
 
 
-def read_list(source: ListSource, state_dir: Path, *, today: date, lenient: bool = False) -> Reading:
+def read_list(
+    source: ListSource, state_dir: Path, *, today: date, layout: Layout = _LAYOUT, lenient: bool = False
+) -> Reading:
     """The valid list at `source`, or its last good copy.
 
     Args:
         source: A path, an http(s) URL, or a file in a git repository.
         state_dir: Where copies are kept.
         today: For warnings about wishes that have expired.
+        layout: In which no two images may claim one link: a list that has such would stop every cycle.
         lenient: Whether a file has a copy, too.
 
     Raises:
         ListError: There is no valid list, and no good copy.
     """
     if isinstance(source, Path) and not lenient:
-        return Reading(load(source, today=today).require_valid())
+        return Reading(_acceptable(load(source, today=today), layout, today))
     copy = _Copy(state_dir / "image-list", source)
     try:
         text = _fetch(source, state_dir, copy)
-        wishes = _parse(text, source, state_dir, today, copy.fresh)
+        wishes = _acceptable(_parse(text, source, state_dir, today, copy.fresh), layout, today)
     except ListError as error:
         kept = copy.parsed(state_dir, today)
         if kept is None:
@@ -82,7 +89,7 @@ def read_list(source: ListSource, state_dir: Path, *, today: date, lenient: bool
     return Reading(wishes)
 
 
-def known_list(source: ListSource, state_dir: Path, *, today: date) -> Reading:
+def known_list(source: ListSource, state_dir: Path, *, today: date, layout: Layout = _LAYOUT) -> Reading:
     """The list in force as far as this machine knows it, for those who only look: nothing is asked for or kept.
 
     Raises:
@@ -92,7 +99,7 @@ def known_list(source: ListSource, state_dir: Path, *, today: date) -> Reading:
     kept = copy.parsed(state_dir, today)
     if isinstance(source, Path):
         try:
-            return Reading(load(source, today=today).require_valid())
+            return Reading(_acceptable(load(source, today=today), layout, today))
         except ListError as error:
             if kept is None:
                 raise
@@ -102,6 +109,16 @@ def known_list(source: ListSource, state_dir: Path, *, today: date) -> Reading:
             f"{name_of(source)}: no image list has been read from there yet", todo="'cvmfs-sync sync' does it"
         )
     return Reading(kept)
+
+
+def _acceptable(wishes: ImageList, layout: Layout, today: date) -> ImageList:
+    """This list, if it may be acted upon.
+
+    Raises:
+        ListError: With what is wrong with it.
+    """
+    require_distinct_links(layout, wishes.require_valid().wished_on(today).wishes)
+    return wishes
 
 
 def name_of(source: ListSource) -> str:

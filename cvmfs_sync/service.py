@@ -81,7 +81,7 @@ def read_reading(config: Config) -> Reading:
     Raises:
         ListError: There is no valid one.
     """
-    return read_list(config.image_list, config.state_dir, today=now().date())
+    return read_list(config.image_list, config.state_dir, today=now().date(), layout=Layout(config.layout))
 
 
 def known_wishes(config: Config, state: State) -> tuple[ImageList, Mapping[str, str | None]]:
@@ -90,7 +90,7 @@ def known_wishes(config: Config, state: State) -> tuple[ImageList, Mapping[str, 
     Raises:
         ListError: There is no valid one.
     """
-    reading = known_list(config.image_list, config.state_dir, today=now().date())
+    reading = known_list(config.image_list, config.state_dir, today=now().date(), layout=Layout(config.layout))
     noted = state.noted(_LIST)
     about: dict[str, str | None] = json.loads(noted) if noted else {}
     source = name_of(config.image_list)

@@ -17,6 +17,7 @@ from cvmfs_sync.config import GitList
 from cvmfs_sync.errors import ListError
 from cvmfs_sync.gitlist import fetch_file
 from cvmfs_sync.imagelist import Origin
+from cvmfs_sync.layout import Layout
 from cvmfs_sync.listsource import ListSource, known_list, read_list
 from tests.support.commands import require, run
 
@@ -143,6 +144,28 @@ def test_the_last_good_copy_stays_in_force(
         assert "the last good copy" in caplog.text
     server.status, server.document, server.etag = 200, OTHER, '"3"'
     assert _names(server.url, tmp_path) == ["docker.io/library/debian:13"]
+
+
+def test_a_list_with_two_images_under_one_link_is_refused(tmp_path: Path, server: _Server) -> None:
+    """By layout osg they would stop every cycle; the good list stays. What has expired, or filters, claims nothing."""
+    osg = Layout("osg")
+    one, other = "docker.io/org/tool:1", "quay.io/org/tool:1"
+    _names(server.url, tmp_path)
+    server.document, server.etag = f"version: 1\nimages: [{one}, {other}]\n".encode(), '"2"'
+    reading = read_list(server.url, tmp_path, today=TODAY, layout=osg)
+    assert [str(wish) for wish in reading.wishes.wishes] == ["docker.io/library/debian:12"]
+    assert "claim the link org/tool:1" in str(reading.refused)
+    path = tmp_path / "image-list.yaml"
+    path.write_bytes(server.document)
+    for read in (read_list, known_list):
+        with pytest.raises(ListError, match="claim the link"):
+            read(path, tmp_path / "state", today=TODAY, layout=osg)
+    server.etag = '"3"'
+    expired = f"{{image: '{other}', expires: 2026-01-01}}"
+    server.document = f"version: 1\nimages: [{one}, {expired}, 'quay.io/org/tool:2*']\n".encode()
+    assert len(read_list(server.url, tmp_path, today=TODAY, layout=osg).wishes.wishes) == 3
+    server.document, server.etag = f"version: 1\nimages: [{one}, {other}]\n".encode(), '"4"'
+    assert _names(server.url, tmp_path) == [one, other]
 
 
 def test_a_server_that_is_gone_leaves_the_copy(tmp_path: Path) -> None:
