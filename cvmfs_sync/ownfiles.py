@@ -70,24 +70,22 @@ def own_files(directory: Path, wanted: Collection[str]) -> Iterator[OwnFiles]:
     with os_errors(f"to {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
     with locked_directory(directory), ExitStack() as stack, os_errors(f"to {directory}"):
-        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, root)
-        files = OwnFiles(directory, root, wanted)
-        stack.callback(files.close)
-        yield files
+        yield OwnFiles(directory, wanted, stack)
 
 
 class OwnFiles:
-    """The files of one directory; made by `own_files`."""
+    """The files of one directory; made by `own_files`, whose `stack` closes what it opens."""
 
-    def __init__(self, directory: Path, root: int, wanted: Collection[str]) -> None:
+    def __init__(self, directory: Path, wanted: Collection[str], stack: ExitStack) -> None:
         wrong = [path for path in wanted if not _PATH.fullmatch(path)]
         assert not wrong, wrong  # noqa: S101 - the caller makes up the names
         self._directory = directory
-        self._below = {"": root}
+        self._closing = stack
+        self._below = {"": self._opened(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))}
         self._wanted = frozenset(wanted)
         self._kept, self._trusted = self._read_manifest()
         self._discard()
+        stack.callback(self._discard)
         self._fresh: dict[str, _Kept] = {}
         self._begun = False
         self._written = self._unchanged = 0
@@ -97,13 +95,6 @@ class OwnFiles:
                     f"{directory / path} is not ours", expected="no file where a page is to be",
                     todo="move it away, or name another directory",
                 )  # fmt: skip
-
-    def close(self) -> None:
-        """Let go of directories, and of what was being written."""
-        self._discard()
-        for name, descriptor in self._below.items():
-            if name:
-                os.close(descriptor)
 
     def is_there(self, path: str) -> bool:
         """Whether there is a file of ours, of whatever content."""
@@ -227,7 +218,12 @@ class OwnFiles:
         os.rename(_FRESH, name, src_dir_fd=root, dst_dir_fd=directory)
         return status
 
+    def _opened(self, descriptor: int) -> int:
+        self._closing.callback(os.close, descriptor)
+        return descriptor
+
     def _discard(self) -> None:
+        """Remove what was being written, here or in a run that was killed."""
         with suppress(FileNotFoundError):
             os.unlink(_FRESH, dir_fd=self._below[""])
 
@@ -244,7 +240,7 @@ class OwnFiles:
                 with suppress(FileExistsError):
                     os.mkdir(parent, dir_fd=self._below[""])
             try:
-                self._below[parent] = os.open(parent, _DIRECTORY, dir_fd=self._below[""])
+                self._below[parent] = self._opened(os.open(parent, _DIRECTORY, dir_fd=self._below[""]))
             except FileNotFoundError:
                 raise
             except OSError as error:
