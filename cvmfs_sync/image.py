@@ -54,6 +54,7 @@ _LAYER_TYPES = (
 )
 _LAYER_TYPE = re.compile(f"({'|'.join(map(re.escape, _LAYER_TYPES))})([+.](gzip|zstd|zstd:chunked))?\\Z")
 MAX_LAYERS = 1024
+MAX_SIZE = (1 << 63) - 1  # bytes of a blob: the specification's sizes are int64
 _ATTESTATION = "vnd.docker.reference.type"
 # The second is what Singularity 3.0 wrote, misspelt as it is.
 _SIF = "application/vnd.sylabs.sif.layer.v1.sif"
@@ -334,8 +335,9 @@ def _manifest(document: Mapping[str, Any], digest: Digest, what: str) -> Manifes
 
 def _descriptor(item: Mapping[str, Any], what: str) -> Descriptor:
     size = field_of(item, "size", int, what)
-    if size < 0:
-        raise InvalidManifest(f"{what}: negative size", found=str(size))
+    if not 0 <= size <= MAX_SIZE:
+        wrong = "negative size" if size < 0 else "size beyond 64 bits"
+        raise InvalidManifest(f"{what}: {wrong}", found=str(size)[:100], expected=f"at most {MAX_SIZE}")
     return Descriptor(
         field_of(item, "mediaType", str, what),
         _digest(item.get("digest"), f"{what}: descriptor"),

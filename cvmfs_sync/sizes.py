@@ -8,8 +8,8 @@ Nothing is verified, for nothing is decided by it.
 - gzip ends with the length of its last member modulo 2^32 (RFC 1952, 2.3.1), and a layer mostly is one member.
 - A zstd frame may begin with the length of its content (RFC 8878, 3.1.1.1.4), and a layer may be one frame.
 
-A stream is hardly shorter than its compression: a length that is shorter is that of one member of several, or has gone
-over 2^32.
+A stream is hardly shorter than its compression (what does not shrink grows by 5 bytes in 64 KiB, and headers): a length
+that is shorter by more than a hundredth is that of one member of several, or has gone over 2^32.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ _ZSTD_SKIPPABLE = tuple(bytes((0x50 + number, 0x2A, 0x4D, 0x18)) for number in r
 _HEAD = 18  # bytes of the longest header of a zstd frame
 _TAIL = 4
 _WRAP = 1 << 32
-# What does not shrink grows a little: 5 bytes in 64 KiB, and headers.
-_SHRINKS_NOT = 0.99
 # Layers are packed two to six times; beyond this a length that went over 2^32 less often is the likelier one.
 _PLAUSIBLE = 12
 _USUAL = 3
@@ -121,15 +119,19 @@ def _zstd(head: bytes, size: int) -> Estimate | None:
     except zstandard.ZstdError:
         return None
     unknown = content in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
-    return None if unknown or content < size * _SHRINKS_NOT else Estimate.known(content)
+    return None if unknown or content < size - size // 100 else Estimate.known(content)
 
 
 def _gzip(length: int, size: int) -> Estimate | None:
     """The streams whose length modulo 2^32 this is, as far as they are plausible."""
-    least = size * _SHRINKS_NOT
-    first = length + max(0, math.ceil((least - length) / _WRAP)) * _WRAP
-    found = list(range(first, int(size * _PLAUSIBLE) + 1, _WRAP))
-    if not found:
+    # In whole numbers and without a list: a manifest may claim any size.
+    least = size - size // 100
+    first = length + max(0, -((length - least) // _WRAP)) * _WRAP
+    most = size * _PLAUSIBLE
+    if first > most:
         return Estimate.known(length) if length >= least else None
-    likely = min(found, key=lambda each: abs(math.log(max(each, 1) / (size * _USUAL))))
-    return Estimate(found[0], likely, found[-1])
+    last = first + (most - first) // _WRAP * _WRAP
+    below = max(first, first + (size * _USUAL - first) // _WRAP * _WRAP)
+    near = (below, min(below + _WRAP, last))
+    likely = min(near, key=lambda each: max(each, size * _USUAL) / max(1, min(each, size * _USUAL)))
+    return Estimate(first, likely, last)

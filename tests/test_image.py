@@ -219,6 +219,8 @@ def test_layers_of_all_compressions_are_read(suffix: str) -> None:
         (manifest(config={"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": str(DIGEST), "size": 1}),
          "an artifact, not a container image"),
         (layer(size=-1), "negative size"),
+        (layer(size=1 << 63), "size beyond 64 bits"),
+        (layer(size=10**400), "size beyond 64 bits"),
         (layer(size="1"), "'size'"),
         (layer(size=True), "'size'"),
         (layer(size=1.5), "'size'"),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cvmfs_sync.image import Descriptor
 from cvmfs_sync.reference import Digest
@@ -16,6 +18,7 @@ from cvmfs_sync.sizes import Estimate, Ratios, unpacked
 TAR = b"".join(bytes([number % 7]) * 511 + b"\n" for number in range(2000))
 NOISE = random.Random(1).randbytes(100_000)
 TYPE = "application/vnd.oci.image.layer.v1.tar"
+FRAME = b"\x28\xb5\x2f\xfd"
 GIB = 1 << 30
 
 
@@ -114,3 +117,26 @@ def test_estimates_add_up() -> None:
     total = Estimate.known(5) + Estimate(1, 2, 3)
     assert (total, total.exact) == (Estimate(6, 7, 8), False)
     assert (Estimate.known(5) + Estimate.known(1)).exact
+
+
+@given(
+    st.integers(0, 1 << 63) | st.integers(0, 1 << 40),
+    st.sampled_from(["", "+gzip", "+zstd", ".gzip", "+other"]),
+    st.binary(min_size=18, max_size=18) | st.binary(min_size=14, max_size=14).map(FRAME.__add__),
+)
+def test_whatever_a_registry_sends(size: int, suffix: str, content: bytes) -> None:
+    """Any size and any bytes give an estimate in order, or none, at once."""
+    layer = described(size, TYPE + suffix)
+    found = unpacked(layer, lambda offset, length: content[:length] if offset == 0 else content[-length:])
+    assert found is None or found.low <= found.likely <= found.high
+
+
+@given(st.integers(18, 20 << 30), st.integers(100, 1100))
+def test_the_length_of_an_ordinary_layer_is_among_the_plausible_ones(size: int, percent: int) -> None:
+    """A stream of one to eleven times its compression lies within the bounds, and is one of those that fit."""
+    stream = size * percent // 100
+    trailer = (stream % (1 << 32)).to_bytes(4, "little")
+    found = unpacked(described(size, f"{TYPE}+gzip"), lambda _offset, _length: trailer)
+    assert found is not None
+    assert found.low <= stream <= found.high
+    assert (stream - found.low) % (1 << 32) == (found.likely - found.low) % (1 << 32) == 0
