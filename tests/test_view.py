@@ -223,6 +223,7 @@ def test_every_error_has_words() -> None:
         ("cannot read /srv/state/x.json", "cannot read <state_dir>/x.json"),
         ("/srv/state", "<state_dir>"),
         ("/srv/statement", "<path>"),
+        ("/var/srv/state/x", "<path>"),
         ("open '/home/me/.docker/config.json'", "open '<path>'"),
         ("run /srv/images/docker.io/a:1 now", "run /srv/images/docker.io/a:1 now"),
         ("https://me:secret@host/list?token=abc", "https://host/list"),

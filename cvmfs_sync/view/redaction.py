@@ -44,7 +44,8 @@ class Redaction:
         longest_first = sorted(((str(path), word) for word, path in named.items()), key=lambda each: -len(each[0]))
         self._kept = [re.compile(re.escape(str(path))) for path in kept]
         self._named = [
-            (re.compile(rf"{re.escape(path)}(?=[/\s'\";,:)]|\Z)"), f"<{word}>") for path, word in longest_first
+            (re.compile(rf"(?<![\w.]){re.escape(path)}(?=[/\s'\";,:)]|\Z)"), f"<{word}>")
+            for path, word in longest_first
         ]
 
     def __call__(self, text: str) -> str:
