@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -14,10 +16,12 @@ from starlette.testclient import TestClient
 from cvmfs_sync.errors import UsageError
 from cvmfs_sync.exports import ExportFormat, export, parse_keys
 from cvmfs_sync.pages.badges import badge, draw
+from cvmfs_sync.pages.feeds import Feed, render
 from cvmfs_sync.view.documents import ImageState
 from cvmfs_sync.web.app import make_app
 from cvmfs_sync.web.process import routers
-from tests.support.documents import HOSTILE, NOW, failing, summary
+from tests.support.documents import HOSTILE, NOW, failing, hostile_image, summary
+from tests.support.harmless import require_harmless_badge, require_harmless_feed
 from tests.support.shown import publish_some, view_of
 from tests.support.site import Site
 
@@ -127,6 +131,34 @@ def test_what_a_badge_says(state: ImageState, digest: str | None, said: str) -> 
     root = ET.fromstring(draw(told))
     assert root.findtext(f"{SVG}title") == f"cvmfs: {told.text}"
     assert "script" not in {element.tag.removeprefix(SVG) for element in root.iter()}
+
+
+class _Urls:
+    """Where the pages of a site of files are, whatever its images are called."""
+
+    def catalogue(self, parameters: Mapping[str, str]) -> str:
+        return "/"
+
+    def image(self, link: str) -> str:
+        return f"/images/{quote(link, errors='replace')}"
+
+    def feed(self, link: str | None = None) -> str | None:
+        return "/feed"
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "x" * 1_000_000], ids=lambda text: ascii(text[:24]))
+def test_hostile_texts_in_feeds_and_badges(text: str) -> None:
+    """Whatever events, digests and names say: well-formed documents of bounded size that do nothing else."""
+    image = hostile_image(text)
+    feed = Feed(text[:100], _Urls(), image.link, image.name)  # type: ignore[arg-type]
+    content = render(feed, [*image.events, *image.events])
+    assert len(content) < 60_000
+    require_harmless_feed(content)
+    states: tuple[ImageState, ...] = get_args(ImageState)
+    for state in states:
+        drawn = draw(badge(image.model_copy(update={"state": state}), None)).encode()
+        assert len(drawn) < 3000
+        require_harmless_badge(drawn)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from datetime import datetime
 
-from cvmfs_sync.pages.texts import ago
+from cvmfs_sync.pages.texts import ago, visible
 from cvmfs_sync.view.documents import Summary
 
 __all__ = ["Badge", "badge", "draw"]
@@ -76,9 +76,10 @@ def _when(at: datetime, now: datetime | None, *, since: bool = False) -> str:
 
 def draw(told: Badge) -> str:
     """The SVG document."""
-    left, right = (_width(text) + 2 * _PADDING for text in (_LABEL, told.text))
+    said = visible(told.text)
+    left, right = (_width(text) + 2 * _PADDING for text in (_LABEL, said))
     width = left + right
-    sentence = f"{_LABEL}: {told.text}"
+    sentence = f"{_LABEL}: {said}"
     size = {"width": str(width), "height": str(_HEIGHT), "viewBox": f"0 0 {width} {_HEIGHT}"}
     svg = ET.Element("svg", {"xmlns": _SVG, **size, "role": "img", "aria-label": sentence})
     ET.SubElement(svg, "title").text = sentence
@@ -90,7 +91,7 @@ def draw(told: Badge) -> str:
     letters = ET.SubElement(
         svg, "g", {"fill": "#fff", "font-family": "Verdana,DejaVu Sans,Geneva,sans-serif", "font-size": "11"}
     )
-    for at, text in ((0, _LABEL), (left, told.text)):
+    for at, text in ((0, _LABEL), (left, said)):
         line = ET.SubElement(
             letters, "text", x=str(at + _PADDING), y="14", textLength=str(_width(text)), lengthAdjust="spacingAndGlyphs"
         )

@@ -1,13 +1,13 @@
 """Atom feeds (RFC 4287): what has happened to all images, or to one.
 
-Events go in, the bytes of an XML document come out. Texts may be hostile: they are cut, what XML cannot hold is
-replaced, and the document is built as a tree, never of pieces of text. Identifiers are tag URIs (RFC 4151) made of the
-repository, the time and the link, so that they stay the same when the site moves, or when its database begins anew.
+Events go in, the bytes of an XML document come out. Texts may be hostile: they are cut, signs stand for what XML cannot
+hold or nobody can see, and the document is built as a tree, never of pieces of text. Identifiers are tag URIs (RFC
+4151) made of the repository, the time and the link, so that they stay the same when the site moves, or when its
+database begins anew.
 """
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from urllib.parse import quote
 
 from cvmfs_sync import __version__
 from cvmfs_sync.pages.rendering import Urls
+from cvmfs_sync.pages.texts import visible
 from cvmfs_sync.pages.words import EVENTS
 from cvmfs_sync.view.documents import Event
 
-__all__ = ["MEDIA_TYPE", "Feed", "render", "xml_text"]
+__all__ = ["MEDIA_TYPE", "Feed", "render"]
 
 MEDIA_TYPE = "application/atom+xml; charset=utf-8"
 _ATOM = "http://www.w3.org/2005/Atom"
 _LONGEST = 2000
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Unreserved, sub-delims and what else a path may have (RFC 3986): all that RFC 4151 allows in `specific`.
 _SPECIFIC = "/:@!$&'()*+,;=-._~"
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -82,19 +82,19 @@ def _entry(root: ET.Element, feed: Feed, event: Event) -> None:
     _add(entry, "published", _time(event.at))
     page = feed.urls.image(event.link) if event.link is not None else feed.urls.catalogue({})
     _link(entry, "alternate", page, "text/html")
-    ET.SubElement(entry, "category", term=xml_text(event.event))
+    ET.SubElement(entry, "category", term=_text(_cut(event.event)))
     lines = [event.detail]
     if event.digest is not None:
         lines.append(f"Digest: {event.digest}")
     if event.before is not None:
         lines.append(f"Before: {event.before}")
     summary = ET.SubElement(entry, "summary", type="text")
-    summary.text = xml_text("\n".join(_cut(line) for line in lines if line))
+    summary.text = _text("\n".join(_cut(line) for line in lines if line))
 
 
-def xml_text(text: str) -> str:
-    """The text with U+FFFD for what no XML 1.0 document can hold, be it escaped: controls and surrogates."""
-    return _NOT_XML.sub("\ufffd", text)
+def _text(text: str) -> str:
+    """The text with signs for what no XML 1.0 document can hold, be it escaped, and for what turns others around."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _cut(text: str) -> str:
@@ -102,16 +102,17 @@ def _cut(text: str) -> str:
 
 
 def _add(parent: ET.Element, name: str, text: str) -> None:
-    ET.SubElement(parent, name).text = xml_text(_cut(text))
+    ET.SubElement(parent, name).text = _text(_cut(text))
 
 
 def _link(parent: ET.Element, relation: str, url: str | None, kind: str) -> None:
     if url is not None:
-        ET.SubElement(parent, "link", rel=relation, type=kind, href=xml_text(url))
+        ET.SubElement(parent, "link", rel=relation, type=kind, href=_text(url))
 
 
 def _tag(authority: str, date: str, specific: str) -> str:
-    return f"tag:{quote(authority, safe='.-')},{date}:{quote(specific, safe=_SPECIFIC, errors='surrogatepass')}"
+    whose = quote(authority, safe=".-", errors="surrogatepass")
+    return f"tag:{whose},{date}:{quote(specific, safe=_SPECIFIC, errors='surrogatepass')}"
 
 
 def _time(at: datetime) -> str:

@@ -104,6 +104,7 @@ def require_harmless_feed(content: bytes) -> ET.Element:
     assert {element.tag for element in root.iter()} <= {
         f"{{http://www.w3.org/2005/Atom}}{name}" for name in _ATOM.split()
     }
+    _require_visible(root)
     for element in root.iter():
         address = element.attrib.get("href")
         assert address is None or _ADDRESS.match(address), address
@@ -122,6 +123,13 @@ def require_harmless_badge(content: bytes) -> ET.Element:
     assert {element.tag for element in root.iter()} <= {
         f"{{http://www.w3.org/2000/svg}}{name}" for name in _SVG.split()
     }
+    _require_visible(root)
     for element in root.iter():
         assert not {name for name in element.attrib if name.startswith("on") or "href" in name or name == "style"}
     return root
+
+
+def _require_visible(root: ET.Element) -> None:
+    for element in root.iter():
+        for text in (element.text or "", *element.attrib.values()):
+            assert all(visible(line) == line for line in text.split("\n")), text
