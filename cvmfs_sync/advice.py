@@ -129,6 +129,11 @@ def _failure(failed: Sequence[Failed], places: Places, tags: _Tags) -> Advice:
     match error:
         case NotForPlatform():
             key = ("platforms", target.wish.platforms.index(target.platform))
+            built = f"have the image built for {target.platform}"
+            if len(target.wish.platforms) > 1:
+                todo = f"take {target.platform} out of 'platforms', or {built}"
+            elif error.offered:
+                todo = f"write 'platforms: [{', '.join(error.offered)}]' into its entry if that is wanted, or {built}"
         case ImageNotFound():
             key = ("image" if target.wish.tags is None else "tags",)
             todo = tags.advice(target) or todo

@@ -109,7 +109,13 @@ class ImageNotFound(ImageError):
 
 
 class NotForPlatform(ImageNotFound):
-    """The image is there, and was not built for the platform that is asked for."""
+    """The image is there, and was not built for the platform that is asked for.
+
+    Attributes:
+        offered: The platforms that it was built for.
+    """
+
+    offered: tuple[str, ...] = ()
 
 
 class AccessDenied(ImageError):

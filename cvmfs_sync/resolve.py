@@ -185,11 +185,8 @@ def resolve(name: ImageName, digest: Digest, platform: Platform, sources: Source
     config = parse_config(blob, manifest, what)
     # Many builders write their own platform into the configuration: what the index says is the publisher's word.
     if not offered and not _fits(config.platform, platform):
-        raise NotForPlatform(
-            f"{what}: not available for {platform}",
-            found=f"an image for {config.platform}",
-            todo="name its platform in the list, or have it built for this one",
-        )
+        todo = "name its platform in the list, or have it built for this one"
+        raise _not_for(what, platform, f"an image for {config.platform}", todo, (str(config.platform),))
     return ResolvedImage(name, digest, manifest, config)
 
 
@@ -238,12 +235,15 @@ def choose(index: Index, platform: Platform, what: str) -> IndexEntry:
     unnamed = [entry for entry in entries if entry.platform is None]
     if len(unnamed) == 1 and len(entries) == 1:
         return unnamed[0]
-    offered = sorted({str(entry.platform) for entry in entries if entry.platform is not None})
-    raise NotForPlatform(
-        f"{what}: not available for {platform}",
-        found=f"an index for {', '.join(offered) or 'no platform'}",
-        todo="name one of these platforms in the list, or have the image built for this one",
-    )
+    offered = tuple(sorted({str(entry.platform) for entry in entries if entry.platform is not None}))
+    todo = "name one of these platforms in the list, or have the image built for this one"
+    raise _not_for(what, platform, f"an index for {', '.join(offered) or 'no platform'}", todo, offered)
+
+
+def _not_for(what: str, platform: Platform, found: str, todo: str, offered: tuple[str, ...]) -> NotForPlatform:
+    error = NotForPlatform(f"{what}: not available for {platform}", found=found, todo=todo)
+    error.offered = offered
+    return error
 
 
 def _fits(offered: Platform, wanted: Platform) -> bool:

@@ -103,19 +103,19 @@ MISTAKES: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     ),
     "a wrong platform": (
         f"{HEAD}{SHORT}  - {{public}}/org/foreign:1\n",
-        4, "error", ("not available for linux/amd64", "linux/arm64, linux/s390x", "name one of these platforms"),
+        4, "error", ("not available for linux/amd64", "an index for", "write 'platforms: [linux/arm64, linux/s390x]'"),
     ),
     "a wrong platform of an image for one": (
         f"{HEAD}{SHORT}  - {{public}}/org/single:1\n",
-        4, "error", ("not available for linux/amd64", "an image for linux/arm64", "name its platform in the list"),
+        4, "error", ("not available for linux/amd64", "an image for linux/arm64", "write 'platforms: [linux/arm64]'"),
     ),
     "one wrong platform of two": (
         f"{HEAD}  - image: {{public}}/org/partly:1\n    platforms:\n      - linux/amd64\n      - linux/s390x\n",
-        6, "error", ("not available for linux/s390x", "linux/amd64, linux/arm64", "name one of these platforms"),
+        6, "error", ("not available for linux/s390x", "linux/amd64, linux/arm64", "take linux/s390x out of"),
     ),
     "a wrong platform of several tags": (
         f"{HEAD}{SHORT}  - {{public}}/org/arm:1.*\n",
-        4, "error", ("not available for linux/amd64", "name its platform", "; 1 more of this entry in the same way"),
+        4, "error", ("not available for linux/amd64", "write 'platforms: [linux/arm64]'", "; 1 more of this entry"),
     ),
     "an image of 40 GiB": (
         f"{HEAD}{SHORT}  - {{large}}/org/large:1\n",
