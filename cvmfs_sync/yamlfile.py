@@ -317,6 +317,9 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
         message = _QUOTE.format(at)
     elif "mapping values are not allowed" in said:
         message = "a second ': ' on one line; put the value in quotes, or begin a new line for the key"
+    elif "escape" in said:
+        mark = error.context_mark or mark
+        message = "in double quotes a backslash begins an escape, and this is none; put the value in single quotes"
     elif "quoted scalar" in said:
         # Not where the search for its end was given up, which mostly is the end of the file.
         mark = error.context_mark or mark

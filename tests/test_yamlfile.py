@@ -20,6 +20,10 @@ LOADERS = sorted({yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 BROKEN = {
     "tab": ("a:\n\tb: 1\n", "f:2:1: a tab indents here; YAML takes spaces only"),
+    "a backslash in double quotes": (
+        'a: "v\\d+"\n',
+        "f:1:4: in double quotes a backslash begins an escape, and this is none; put the value in single quotes",
+    ),
     "tab after spaces": ("a:\n  b: 1\n  \tc: 1\n", "f:3:3: a tab indents here; YAML takes spaces only"),
     "duplicate key": ("a: 1\nb: 2\na: 3\n", "f:3:1: a: this key stands twice; the first is on line 1"),
     "duplicate key inside": (
