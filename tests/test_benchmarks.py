@@ -40,9 +40,9 @@ from tests.support import run as run_tool
 
 
 @pytest.fixture(autouse=True)
-def _own_directories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def _own_directories(monkeypatch: pytest.MonkeyPatch, memory_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(memory_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(memory_path))
     monkeypatch.setattr(images, "synthetic", partial(images.synthetic, files=600, size=8 << 20))
 
 
