@@ -117,6 +117,7 @@ def ratio(found: Sequence[Visited], who: str, than: str) -> float:
 def tables(found: Sequence[Visited]) -> str:
     """For people."""
     rows = []
+    best = min(each.sample.wall for each in found if each.who == NOBODY)
     for who in dict.fromkeys(each.who for each in sorted(found, key=lambda each: each.who != NOBODY)):
         mine = [each for each in found if each.who == who]
         walls = [each.sample.wall for each in mine]
@@ -127,11 +128,12 @@ def tables(found: Sequence[Visited]) -> str:
                 f"{min(walls):.2f}-{max(walls):.2f}",
                 f"{statistics.median(each.sample.cpu for each in mine):.2f}",
                 f"{ratio(found, who, NOBODY):.3f}",
+                f"{min(walls) / best:.3f}",
                 f"{statistics.median(each.served for each in mine):.2f}",
                 f"{statistics.median(each.rate for each in mine):,.0f}",
             )
         )
-    head = ("publishing while", "wall s", "from-to", "CPU s", "x nobody", "server's CPU", "answers a second")
+    head = ("publishing while", "wall s", "from-to", "CPU s", "x nobody", "best", "server's CPU", "answers a second")
     return f"{report.table(head, rows)}\n\npages : another server = {ratio(found, VISITORS, OTHERS):.3f}"
 
 
