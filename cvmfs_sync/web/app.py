@@ -18,17 +18,21 @@ from cvmfs_sync.view.queries import View
 from cvmfs_sync.web import api, html
 from cvmfs_sync.web.problems import Problem, problem
 from cvmfs_sync.web.security import Guard
+from cvmfs_sync.web.thrift import Allowance, Thrift
 
 __all__ = ["make_app"]
 
 
-def make_app(view: View, routers: Sequence[APIRouter] = (), *, url: str | None = None) -> FastAPI:
+def make_app(
+    view: View, routers: Sequence[APIRouter] = (), *, url: str | None = None, allowance: Allowance | None = None
+) -> FastAPI:
     """The application.
 
     Args:
         view: What is shown; stays open.
         routers: What is answered beside the API.
         url: By which the world reaches it.
+        allowance: How much of the processor answers may take; None for all.
     """
     app = FastAPI(
         title="cvmfs-sync", version=__version__, description="What is published, at which digest, and if not, why.",
@@ -39,6 +43,8 @@ def make_app(view: View, routers: Sequence[APIRouter] = (), *, url: str | None =
     app.include_router(api.router)
     for router in routers:
         app.include_router(router)
+    if allowance is not None:
+        app.add_middleware(Thrift, allowance=allowance)
     app.add_middleware(Guard)
 
     @app.exception_handler(Problem)

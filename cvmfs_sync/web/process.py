@@ -17,6 +17,7 @@ from cvmfs_sync.web import feeds, html
 from cvmfs_sync.web.app import make_app
 from cvmfs_sync.web.live import Broadcast, live_router
 from cvmfs_sync.web.server import serve, step_back
+from cvmfs_sync.web.thrift import Allowance
 from cvmfs_sync.web.webhooks import webhook_router
 
 __all__ = ["routers", "serve_pages", "tell"]
@@ -64,5 +65,5 @@ def serve_pages(config: Config, *, parent: int | None = None) -> None:
         answering = routers(broadcast)
         if config.web.webhooks:
             answering.append(webhook_router(config.web.webhooks, partial(tell, config.state_dir)))
-        app = make_app(view, answering, url=config.web.url)
+        app = make_app(view, answering, url=config.web.url, allowance=Allowance())
         serve(app, config.web.listen, parent=parent, ending=broadcast.close)
