@@ -332,6 +332,7 @@ def test_pages_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every address has an answer, and the table a line for each."""
     monkeypatch.setattr(pages, "_LOAD_SECONDS", 1)
     monkeypatch.setattr(pages, "_TIMES", 3)
+    monkeypatch.setattr(pages, "_REST_SECONDS", 0.0)
     monkeypatch.setattr(
         pages, "_ADDRESSES", {each: pages._ADDRESSES[each] for each in ("search", "events, first page")}
     )
