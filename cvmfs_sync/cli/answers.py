@@ -134,7 +134,7 @@ def _site(
     ] = None,
     json_output: JsonOption = False,
 ) -> int:
-    """Write the pages as files, for a web server that knows nothing of cvmfs-sync.
+    """Write the pages as files, for any web server.
 
     Only files that change are written, and of those that are there only its own are removed. After an error the site is
     whole, and the next run completes what is new.
