@@ -137,13 +137,13 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.hang_up(older_than=self._seconds)
 
     def hang_up(self, *, older_than: float) -> None:
-        """End connections that have lasted longer; their threads end with an error then."""
+        """End connections that have lasted longer: there is room for others, and their threads end with an error."""
         now = time.monotonic()
         with self._lock:
-            for connection, since in self._open.items():
-                if now - since >= older_than:
-                    with suppress(OSError):
-                        connection.shutdown(socket.SHUT_RDWR)
+            for connection in [each for each, since in self._open.items() if now - since >= older_than]:
+                del self._open[connection]
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, _request: Any, _client_address: Any) -> None:
         """A client that went away, or was sent away, is no reason to say much."""
