@@ -44,7 +44,7 @@ FULL = (10_000, 1_000_000)
 QUICK = (200, 5_000)
 _SECONDS = 120.0
 _LOAD_SECONDS = 5
-_TIMES = 60
+_TIMES = 40
 # In which a server saves up processor time for as many answers: see `cvmfs_sync.web.thrift`.
 _REST_SECONDS = 8.0
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,7 +90,7 @@ class Served:
 
 
 def measure(images: int, events: int) -> Served:
-    """Make a site of that size and ask for each address sixty times.
+    """Make a site of that size and ask for each address forty times.
 
     Raises:
         Failed: There is no answer, or a wrong one.

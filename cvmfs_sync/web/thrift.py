@@ -36,8 +36,8 @@ class Allowance:
 
     def __init__(
         self,
-        share: float = 0.15,
-        burst: float = 1.0,
+        share: float = 0.1,
+        burst: float = 0.5,
         debt: float = 0.3,
         *,
         clock: Callable[[], float] = time.monotonic,
