@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from cvmfs_sync.errors import UsageError
 from cvmfs_sync.imagelist import ImageList
-from cvmfs_sync.outcome import RESULTS, CycleReport, PublishNow
+from cvmfs_sync.outcome import CycleReport, PublishNow
 from cvmfs_sync.pushes import DELIVERY_RESULTS, SENDERS, Push, concerned
 
 __all__ = ["MOST_NAMES", "Checks"]
@@ -83,8 +82,7 @@ class Checks:
         if not names:
             return None
         report = publish(wishes, names, insist=False)
-        counts = Counter(outcome.result for outcome in report.outcomes)
-        log.info("checked %s seconds=%.1f", " ".join(f"{each}={counts[each]}" for each in RESULTS), report.seconds)
+        log.info("checked %s seconds=%.1f", report.tally, report.seconds)
         return report
 
     def _add(self, pushes: Iterable[Push]) -> int:

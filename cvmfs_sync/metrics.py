@@ -7,7 +7,6 @@ ever one. What is known about registries, and what waits, is asked for whenever 
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -265,9 +264,8 @@ class Metrics:
 
     def cycle_ended(self, report: CycleReport, now: datetime) -> None:
         """A cycle has its report."""
-        tally = Tally(outcome.result for outcome in report.outcomes)
-        for result in RESULTS:
-            self._images.labels(result).set(tally[result])
+        for result, count in report.counts.items():
+            self._images.labels(result).set(count)
         self.published(report)
         result = {0: "ok", 1: "image_failed"}.get(report.exit_code, "stopped")
         self._cycles.labels(result).inc()

@@ -6,7 +6,8 @@ two images, because it is told in the same words. Nothing is done here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,6 +77,17 @@ class CycleReport:
     stopped: RepositoryError | None = None
     taken_down: tuple[Retirement, ...] = ()
     plan_seconds: float = 0.0
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many images came to which result; all of `RESULTS`, in their order."""
+        found = Counter(outcome.result for outcome in self.outcomes)
+        return {result: found[result] for result in RESULTS}
+
+    @property
+    def tally(self) -> str:
+        """The same for a line of the log."""
+        return " ".join(f"{result}={count}" for result, count in self.counts.items())
 
     @property
     def exit_code(self) -> int:

@@ -11,7 +11,6 @@ import os
 import queue
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -40,7 +39,7 @@ from cvmfs_sync.live import Live
 from cvmfs_sync.locking import instance
 from cvmfs_sync.metrics import Metrics
 from cvmfs_sync.notify import Notifier, watchdog_seconds
-from cvmfs_sync.outcome import RESULTS, CycleReport, PublishNow
+from cvmfs_sync.outcome import CycleReport, PublishNow
 from cvmfs_sync.reference import ImageName
 from cvmfs_sync.registry import RegistryMemory
 from cvmfs_sync.service import make_context, make_rules, now
@@ -172,11 +171,7 @@ class Daemon:
             self.metrics.cycle_ended(report, self._clock())
             self._live.ended("ok" if report.stopped is None else "stopped", report.seconds)
             self._last_cycle = "ok" if report.stopped is None else "it was stopped"
-            counts = Counter(outcome.result for outcome in report.outcomes)
-            log.info(
-                "cycle %s seconds=%.1f exit_code=%d",
-                " ".join(f"{result}={counts[result]}" for result in RESULTS), report.seconds, report.exit_code,
-            )  # fmt: skip
+            log.info("cycle %s seconds=%.1f exit_code=%d", report.tally, report.seconds, report.exit_code)
             if report.stopped is not None:
                 log.error("the cycle was stopped: %s", report.stopped)
             return report

@@ -1,8 +1,7 @@
 """Who may call a webhook: secrets of a file, and the ways in which senders prove that they know one.
 
-Headers, query and body of a request go in, yes or no comes out, after work that is the same for both: no
-secret can be found by measuring time. Secrets are read for each request, so that a
-new one needs no restart, and are shown nowhere.
+Headers, query and body of a request go in, yes or no comes out, after work that is the same for both: no secret can be
+found by measuring time. Secrets are read for each request, so that a new one needs no restart, and are shown nowhere.
 """
 
 from __future__ import annotations
